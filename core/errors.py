@@ -1,0 +1,157 @@
+"""The errors people see. Each has fields and writes its own sentence.
+
+    DspexError
+    ├── DefinitionError        a mistake in a class, found when the class is defined
+    ├── InvalidAssignment      a value outside its variable, an unknown variable, a broken constraint
+    ├── ConfigurationError     a setting, a file or a folder that cannot be used
+    ├── ConnectionFailed       no server answers (exit code 3)
+    ├── LogError               the log could not take or give what was asked
+    │   └── LogCorrupt         what is stored is not what was written
+    └── TaskError              a task did not end in an output; `code` is the service error code
+        ├── InvalidInput       400
+        ├── NotFound           404
+        ├── DeadlineExceeded   408
+        ├── Conflict           409
+        ├── LimitExceeded      429
+        ├── ProgramFailed      500
+        └── Unavailable        503
+"""
+
+from __future__ import annotations
+
+
+__all__ = [
+    "ConfigurationError",
+    "Conflict",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "DefinitionError",
+    "DspexError",
+    "InvalidAssignment",
+    "InvalidInput",
+    "LimitExceeded",
+    "LogCorrupt",
+    "LogError",
+    "NotFound",
+    "ProgramFailed",
+    "TaskError",
+    "Unavailable",
+    "task_error",
+]
+
+
+class DspexError(Exception):
+    """The root of every error that dspex raises on purpose. `str(error)` is one plain sentence."""
+
+
+class DefinitionError(DspexError):
+    """A class that cannot work, refused when it is defined.
+
+    Fields: `program` (the class), `field` (where in it), `value` (what was found), `problem`, `remedy`.
+    """
+
+    def __init__(self, program: str, field: str, value: object, problem: str, remedy: str) -> None:
+        self.program, self.field, self.value = program, field, value
+        self.problem, self.remedy = problem, remedy
+        place = f"{program}.{field}" if field else program
+        super().__init__(f"{place} = {_shown(value)}: {problem}; {remedy}.")
+
+
+class InvalidAssignment(DspexError):
+    """A set of values that a space does not admit. Fields: `path`, `value`, `problem`."""
+
+    def __init__(self, path: str, value: object, problem: str) -> None:
+        self.path, self.value, self.problem = path, value, problem
+        super().__init__(f"{path} = {_shown(value)}: {problem}.")
+
+
+class ConfigurationError(DspexError):
+    """A setting, file or folder that cannot be used; the message says which and what to do."""
+
+
+class ConnectionFailed(DspexError):
+    """No server answers at the address given."""
+
+
+class LogError(DspexError):
+    """The log could not take or give what was asked; nothing is half done."""
+
+
+class LogCorrupt(LogError):
+    """What is stored is not what was written."""
+
+
+class TaskError(DspexError):
+    """A task did not end in an output.
+
+    Fields: `code` (the `Nats-Service-Error-Code`), `type` (the error's class name), `message`, `task` (its id or None).
+    """
+
+    code: int = 500
+
+    def __init__(self, message: str, *, type: str = "", task: str | None = None, code: int | None = None) -> None:
+        self.message, self.task = message, task
+        self.type = type or self.__class__.__name__
+        if code is not None:
+            self.code = code
+        super().__init__(message)
+
+
+class InvalidInput(TaskError):
+    """The body is not the program's Input (400)."""
+
+    code = 400
+
+
+class NotFound(TaskError):
+    """No such program or task (404)."""
+
+    code = 404
+
+
+class DeadlineExceeded(TaskError):
+    """The task was not done by its deadline (408)."""
+
+    code = 408
+
+
+class Conflict(TaskError):
+    """Somebody else changed it first, or it exists with another content (409)."""
+
+    code = 409
+
+
+class LimitExceeded(TaskError):
+    """A bound, a rate or a budget is used up (429)."""
+
+    code = 429
+
+
+class ProgramFailed(TaskError):
+    """The program raised, or gave what is not its Output (500). Raise it in a program to choose the words."""
+
+    code = 500
+
+
+class Unavailable(TaskError):
+    """Nobody can serve this now: draining, stopping, or no agent (503)."""
+
+    code = 503
+
+
+_BY_CODE: dict[int, type[TaskError]] = {
+    kind.code: kind
+    for kind in (InvalidInput, NotFound, DeadlineExceeded, Conflict, LimitExceeded, ProgramFailed, Unavailable)
+}
+
+
+def task_error(code: int, message: str, *, type: str = "", task: str | None = None) -> TaskError:
+    """The error class for a service error code; an unknown code gives a plain TaskError that carries it."""
+    return _BY_CODE.get(code, TaskError)(message, type=type, task=task, code=code)
+
+
+def _shown(value: object, limit: int = 80) -> str:
+    if isinstance(value, type):
+        return value.__name__
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

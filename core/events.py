@@ -1,0 +1,188 @@
+"""What can happen: one frozen record per event type, and the envelope around it.
+
+Types are past tense and are never changed once a log holds them: a new shape is a new `schema` number and an
+upcaster in `codec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from msgspec import Raw, Struct, field
+
+__all__ = [
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "Event", "Head", "KeyBound",
+    "LogOpened", "OutcomeReported", "Payload", "ProgramRegistered", "SignalSent", "TaskClaimed", "TaskCompleted",
+    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskSubmitted", "UnknownEvent",
+]
+
+
+class Head(Struct, frozen=True, order=True):
+    """Where an aggregate stands: the version of its last event and the log position of its last commit."""
+
+    version: int = 0
+    position: int = 0
+
+
+class Payload(Struct, frozen=True, kw_only=True):
+    """What an event says. The class name is the event type."""
+
+    schema: ClassVar[int] = 1
+
+
+class LogOpened(Payload):
+    """A log began; `epoch` tells it from every other log, also from one that was here before."""
+
+    epoch: str
+
+
+class TaskSubmitted(Payload):
+    """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON."""
+
+    program: str
+    input: Raw
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class OutcomeReported(Payload):
+    """Somebody scored a task. `outcome` is the body as it came."""
+
+    program: str
+    outcome: Raw
+
+
+class SignalSent(Payload):
+    """Somebody told a task something. `signal` is the body as it came."""
+
+    program: str
+    signal: Raw
+
+
+class TaskClaimed(Payload):
+    """An attempt began to hold the task. `assignment` is the hash of the values it runs on."""
+
+    attempt: int
+    agent: str
+    assignment: str
+    code: str = ""
+
+
+class TaskCompleted(Payload):
+    """The task ended in an output. `seconds` is how long the program ran."""
+
+    output: Raw
+    seconds: float = 0.0
+
+
+class TaskFailed(Payload):
+    """The task ended without an output. `code`, `type` and `message` are what the client is told; `detail` is for
+    the program's author: the exception's own words and where it was raised."""
+
+    code: int
+    type: str
+    message: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+class TaskDuplicate(Payload):
+    """The task is another one again: the same program and key. Its result is the result of task `of`."""
+
+    of: str
+    key: str
+
+
+class TaskDeadLettered(Payload):
+    """The task was set aside after `attempts` attempts, none of which came to an end."""
+
+    attempts: int
+    reason: str
+
+
+class KeyBound(Payload):
+    """A key belongs to a task for good."""
+
+    key: str
+    task: str
+
+
+class ProgramRegistered(Payload):
+    """A program got its doors. `app` is where its class was found; `fingerprint` is of its name and schemas."""
+
+    program: str
+    fingerprint: str
+    doc: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+    variables: dict[str, Any]
+    app: str = ""
+
+
+class AgentStarted(Payload):
+    """A process began to serve. `restarts` counts its predecessors under the same name."""
+
+    pid: int
+    role: str
+    program: str | None = None
+    restarts: int = 0
+
+
+class AgentStopped(Payload):
+    """A process ended on purpose, having finished or handed back what it held."""
+
+    pid: int
+    reason: str
+
+
+class AgentCrashed(Payload):
+    """A process died; `reason` names the signal or the exit status."""
+
+    pid: int
+    reason: str
+
+
+class AgentGaveUp(Payload):
+    """The supervisor stopped restarting a process, and why."""
+
+    reason: str
+
+
+class UnknownEvent(Payload):
+    """An event of a type that this version does not know; kept as it is, never dropped."""
+
+    type: str
+    data: Raw
+
+
+PAYLOADS: dict[str, type[Payload]] = {
+    kind.__name__: kind
+    for kind in (
+        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, TaskClaimed, TaskCompleted, TaskFailed, TaskDuplicate,
+        TaskDeadLettered, KeyBound, ProgramRegistered, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
+    )
+}
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One event. `version` counts within the aggregate, from 1; a door message's own event has version 0.
+
+    `time` is RFC 3339 in UTC; `source` is who wrote it; `correlation` and `causation` are log positions or ids, as text.
+    """
+
+    aggregate: str
+    version: int
+    time: str
+    source: str
+    correlation: str
+    causation: str
+    data: Payload
+    position: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.aggregate}/{self.version}"
+
+    @property
+    def type(self) -> str:
+        data = self.data
+        return data.type if isinstance(data, UnknownEvent) else type(data).__name__

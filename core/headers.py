@@ -1,0 +1,78 @@
+"""The headers that travel with messages: their names, and how the ones with a meaning are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+
+from dspex.core.errors import InvalidInput
+
+__all__ = [
+    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "REPLY", "TASK",
+    "WAIT", "deadline_of", "key_of", "wait_of",
+]
+
+KEY = "Dspex-Key"
+DEADLINE = "Dspex-Deadline"
+CORRELATION = "Dspex-Correlation"
+CAUSATION = "Dspex-Causation"
+ASSIGNMENT = "Dspex-Assignment"
+TASK = "Dspex-Task"
+WAIT = "Dspex-Wait"
+REPLY = "Dspex-Reply"
+"""Where the answer of an ask goes; an agent adds it when it stores the submission."""
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+ERROR_CODE = "Nats-Service-Error-Code"
+ERROR = "Nats-Service-Error"
+
+MAX_KEY = 256
+DEFAULT_WAIT = 25.0
+
+
+def key_of(headers: Mapping[str, str]) -> str | None:
+    """The idempotency key, 1 to 256 characters, or None. Raises InvalidInput."""
+    key = headers.get(KEY)
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY:
+        raise InvalidInput(f"{KEY} has {len(key)} characters; 1 to {MAX_KEY} are allowed")
+    return key
+
+
+def deadline_of(headers: Mapping[str, str], stored_at: float) -> float | None:
+    """When the task must be done, in seconds since the epoch, or None.
+
+    The header is either seconds after the message was stored (`2.5`) or an RFC 3339 time (`2026-11-23T10:00:00Z`).
+    Raises InvalidInput.
+    """
+    text = headers.get(DEADLINE)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise InvalidInput(
+                f"{DEADLINE} is {text[:40]!r}; seconds (2.5) or a time (2026-11-23T10:00:00Z) are due"
+            ) from None
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    if not 0 <= seconds < 1e9:
+        raise InvalidInput(f"{DEADLINE} is {text[:40]!r}; 0 to 1,000,000,000 seconds are allowed")
+    return stored_at + seconds
+
+
+def wait_of(headers: Mapping[str, str]) -> float:
+    """How long a result request may wait, in seconds: 25 unless told, at most 25. Raises InvalidInput."""
+    text = headers.get(WAIT)
+    if text is None:
+        return DEFAULT_WAIT
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise InvalidInput(f"{WAIT} is {text[:40]!r}; a number of seconds is due, 25 at most")
+    return min(seconds, DEFAULT_WAIT)

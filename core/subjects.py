@@ -1,0 +1,113 @@
+"""Every subject and stream name, built and read in one place.
+
+A subject is `<prefix>.<door>.<program>`; an aggregate `<kind>.<name>.<id>` lives at `<prefix>.event.<aggregate>`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["STORED_DOORS", "Aggregate", "Subjects", "aggregate", "parse_aggregate", "valid_token"]
+
+STORED_DOORS = ("task", "outcome", "signal")
+"""The doors whose messages the log keeps; every registered program has the three."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+class Aggregate(NamedTuple):
+    """The three parts of an aggregate's name."""
+
+    kind: str
+    name: str
+    id: str
+
+
+def valid_token(text: str) -> bool:
+    """Whether `text` may stand as one token of a subject: letters, digits, `_` and `-`, at most 128."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def aggregate(kind: str, name: str, id: object) -> str:
+    """`kind.name.id`. Raises ValueError when a part cannot be a subject token."""
+    parts = (kind, name, str(id))
+    for part in parts:
+        if not valid_token(part):
+            raise ValueError(f"{part!r} cannot be part of a subject: letters, digits, _ and -, at most 128")
+    return ".".join(parts)
+
+
+def parse_aggregate(text: str) -> Aggregate:
+    """The parts of `kind.name.id`. Raises ValueError when `text` is not one."""
+    parts = text.split(".")
+    if len(parts) != 3 or not all(map(valid_token, parts)):
+        raise ValueError(f"{text!r} is not an aggregate: kind.name.id, e.g. task.qabot.42")
+    return Aggregate(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """All names of one installation; `prefix` keeps several apart on one server."""
+
+    prefix: str = "dspex"
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ValueError(f"prefix {self.prefix!r}: a lower-case letter, then letters, digits or _, at most 32")
+
+    @property
+    def stream(self) -> str:
+        """The log's stream."""
+        return self.prefix.upper()
+
+    @property
+    def lease_stream(self) -> str:
+        """The stream that holds the newest word on each lease, and nothing else."""
+        return f"{self.stream}_LEASE"
+
+    @property
+    def events(self) -> str:
+        """Everything that happened, as a subject filter."""
+        return f"{self.prefix}.event.>"
+
+    def event(self, aggregate: str) -> str:
+        return f"{self.prefix}.event.{aggregate}"
+
+    def door(self, door: str, program: str) -> str:
+        """`ask`, `task`, `result`, `outcome` or `signal` of a program."""
+        return f"{self.prefix}.{door}.{program}"
+
+    def doors(self, program: str) -> tuple[str, ...]:
+        """The stored doors of a program."""
+        return tuple(self.door(door, program) for door in STORED_DOORS)
+
+    def variables(self, program: str, verb: str) -> str:
+        return f"{self.prefix}.variables.{program}.{verb}"
+
+    def log(self, verb: str) -> str:
+        return f"{self.prefix}.log.{verb}"
+
+    def registry(self, verb: str) -> str:
+        """How agents make their program known to the registrar."""
+        return f"{self.prefix}.registry.{verb}"
+
+    def control(self, agent: str, verb: str) -> str:
+        return f"{self.prefix}.control.{agent}.{verb}"
+
+    def lease(self, name: str) -> str:
+        return f"{self.prefix}.lease.{name}"
+
+    def aggregate_of(self, subject: str) -> str | None:
+        """The aggregate whose commits `subject` carries, or None when it is not an event subject."""
+        start = f"{self.prefix}.event."
+        return subject[len(start) :] if subject.startswith(start) else None
+
+    def door_of(self, subject: str) -> tuple[str, str] | None:
+        """`(door, program)` of a stored door message, or None. A tenant token behind the program is left out."""
+        parts = subject.split(".")
+        if len(parts) >= 3 and parts[0] == self.prefix and parts[1] in STORED_DOORS:
+            return parts[1], parts[2]
+        return None
