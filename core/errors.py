@@ -1,20 +1,20 @@
 """The errors people see. Each has fields and writes its own sentence.
 
-    DspexError
-    ├── DefinitionError        a mistake in a class, found when the class is defined
-    ├── InvalidAssignment      a value outside its variable, an unknown variable, a broken constraint
-    ├── ConfigurationError     a setting, a file or a folder that cannot be used
-    ├── ConnectionFailed       no server answers (exit code 3)
-    ├── LogError               the log could not take or give what was asked
-    │   └── LogCorrupt         what is stored is not what was written
-    └── TaskError              a task did not end in an output; `code` is the service error code
-        ├── InvalidInput       400
-        ├── NotFound           404
-        ├── DeadlineExceeded   408
-        ├── Conflict           409
-        ├── LimitExceeded      429
-        ├── ProgramFailed      500
-        └── Unavailable        503
+DspexError
+├── DefinitionError        a mistake in a class, found when the class is defined
+├── InvalidAssignment      a value outside its variable, an unknown variable, a broken constraint
+├── ConfigurationError     a setting, a file or a folder that cannot be used
+├── ConnectionFailed       no server answers (exit code 3)
+├── LogError               the log could not take or give what was asked
+│   └── LogCorrupt         what is stored is not what was written
+└── TaskError              a task did not end in an output; `code` is the service error code
+    ├── InvalidInput       400
+    ├── NotFound           404
+    ├── DeadlineExceeded   408
+    ├── Conflict           409
+    ├── LimitExceeded      429
+    ├── ProgramFailed      500
+    └── Unavailable        503
 """
 
 from __future__ import annotations
@@ -84,12 +84,16 @@ class LogCorrupt(LogError):
 class TaskError(DspexError):
     """A task did not end in an output.
 
-    Fields: `code` (the `Nats-Service-Error-Code`), `type` (the error's class name), `message`, `task` (its id or None).
+    Fields: `code` (the `Nats-Service-Error-Code`), `type` (the error's class name), `message`, `task` (its id or
+    None), and `detail`, which is for the program's author and is never sent to a client.
     """
 
     code: int = 500
+    detail: str = ""
 
-    def __init__(self, message: str, *, type: str = "", task: str | None = None, code: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, type: str = "", task: str | None = None, code: int | None = None
+    ) -> None:
         self.message, self.task = message, task
         self.type = type or self.__class__.__name__
         if code is not None:
@@ -141,7 +145,15 @@ class Unavailable(TaskError):
 
 _BY_CODE: dict[int, type[TaskError]] = {
     kind.code: kind
-    for kind in (InvalidInput, NotFound, DeadlineExceeded, Conflict, LimitExceeded, ProgramFailed, Unavailable)
+    for kind in (
+        InvalidInput,
+        NotFound,
+        DeadlineExceeded,
+        Conflict,
+        LimitExceeded,
+        ProgramFailed,
+        Unavailable,
+    )
 }
 
 

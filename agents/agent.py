@@ -1,0 +1,199 @@
+"""An agent's life: connect, make the program known, serve it, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import inspect
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import uvloop
+
+from dspex.agents.doors import Doors
+from dspex.agents.journal import record
+from dspex.agents.link import Link
+from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.watch import Watch
+from dspex.agents.worker import Worker
+from dspex.bus.client import Client
+from dspex.bus.service import Service
+from dspex.core import headers as h
+from dspex.core.errors import DspexError, LogError
+from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
+from dspex.core.program import Program
+from dspex.core.subjects import Subjects, aggregate
+from dspex.store.jetstream import JetStreamLog
+
+__all__ = ["AgentSpec", "agent_main", "code_of", "registration"]
+
+logger = logging.getLogger("dspex.agents")
+
+GRACE = 10.0
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take the old one's place."""
+
+    name: str
+    program: type[Program]
+    url: str
+    prefix: str = "dspex"
+    app: str = ""
+    credentials: str | None = None
+    replace: bool = False
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def code_of(program: type[Program]) -> str:
+    """A fingerprint of the program's source, 12 hex digits, or "" when there is no source to read."""
+    try:
+        module = inspect.getmodule(program)
+        source = inspect.getsource(module if module and module.__name__ != "__main__" else program)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def registration(program: type[Program], app: str) -> ProgramRegistered:
+    """What makes a program known."""
+    about = program.describe()
+    return ProgramRegistered(
+        program=about.name, fingerprint=about.fingerprint, doc=about.doc, input_schema=about.input_schema,
+        output_schema=about.output_schema, variables=about.variables, app=app,
+    )  # fmt: skip
+
+
+def agent_main(link: Link, life: Life, spec: AgentSpec) -> int:
+    """Be an agent until told to stop. Returns the exit status."""
+    gc.set_threshold(20_000, 20, 50)
+    return uvloop.run(_Agent(link, life, spec).live())
+
+
+class _Agent:
+    def __init__(self, link: Link, life: Life, spec: AgentSpec) -> None:
+        self.link, self.life, self.spec = link, life, spec
+        self.subjects = Subjects(spec.prefix)
+        self.state = "starting"
+        self.stopping = asyncio.Event()
+        self.status, self.why, self.grace = 0, "", GRACE
+        self.aggregate = aggregate("agent", spec.program.name, spec.name)
+        self.worker: Worker | None = None
+
+    async def live(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, "told to stop")
+        loop.add_reader(self.link.fileno(), self._hear)
+        client = await Client.connect(
+            self.spec.url, name=self.spec.name, wait=None, credentials=self.spec.credentials
+        )
+        client.on_closed.append(lambda: os._exit(1))
+        try:
+            return await self._serve(client)
+        except DspexError as error:
+            logger.error("%s cannot serve: %s", self.spec.name, error)
+            return 1
+        finally:
+            await client.close()
+
+    def stop(self, why: str, status: int = 0, grace: float = GRACE) -> None:
+        if not self.stopping.is_set():
+            self.why, self.status, self.grace = why, status, grace
+            self.stopping.set()
+
+    async def _serve(self, client: Client) -> int:
+        spec, subjects = self.spec, self.subjects
+        program = spec.program(**spec.values)
+        preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
+        place = await self._register(client)
+        if place is None:
+            return self.status
+        await preparing
+        log = JetStreamLog(client, subjects, place["epoch"])
+        worker = self.worker = Worker(
+            program, agent=spec.name, code=code_of(spec.program), client=client, log=log, subjects=subjects,
+            on_worn=lambda why: self.stop(why, EXIT_RECYCLE),
+        )  # fmt: skip
+        service = Service(
+            client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
+            metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,
+        )  # fmt: skip
+        Doors(worker, client, subjects, service, worker.results)
+        service.announce()
+        watch = Watch(worker)
+        watch.start()
+        worker.start(place["consumer"])
+        await client.flush()
+        self._say("serving")
+        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
+        await self._record(log, started)
+        await self.stopping.wait()
+        self._say("draining")
+        service.stop()
+        await worker.drain(self.grace)
+        await service.finish(1.0)
+        watch.stop()
+        await self._record(log, AgentStopped(pid=os.getpid(), reason=self.why))
+        return self.status
+
+    async def _register(self, client: Client) -> dict[str, str] | None:
+        """Make the program known; return where its tasks come from, or None when it was refused or we are to stop."""
+        body = msgspec.json.encode(
+            {"registration": registration(self.spec.program, self.spec.app), "replace": self.spec.replace}
+        )
+        said = time.monotonic()
+        while not self.stopping.is_set():
+            try:
+                reply = await client.request(self.subjects.registry("register"), body, timeout=15)
+            except (TimeoutError, DspexError):
+                continue
+            if reply.status == 503:
+                if time.monotonic() - said > 3:
+                    said = time.monotonic()
+                    logger.warning("%s waits for a registrar; `dspex up` runs one", self.spec.name)
+                await asyncio.sleep(0.02)
+                continue
+            code = reply.headers.get(h.ERROR_CODE)
+            if code == "409":
+                self.link.send({"refused": reply.headers.get(h.ERROR, "")})
+                self.status = EXIT_REFUSED
+                return None
+            if code is None:
+                return msgspec.json.decode(reply.data, type=dict[str, str])
+            logger.warning("%s could not be registered: %s", self.spec.name, reply.headers.get(h.ERROR, ""))
+            await asyncio.sleep(0.5)
+        return None
+
+    async def _record(self, log: JetStreamLog, event: AgentStarted | AgentStopped) -> None:
+        try:
+            async with asyncio.timeout(3):
+                await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+        except (LogError, TimeoutError) as error:
+            logger.warning("%s could not write %s: %s", self.spec.name, type(event).__name__, error)
+
+    def _say(self, state: str) -> None:
+        self.state = state
+        self.link.send({"state": state})
+
+    def _hear(self) -> None:
+        self.link.receive()
+        if not self.link.open:
+            asyncio.get_running_loop().remove_reader(self.link.fileno())
+            self.stop("the supervisor is gone", grace=0.5)
+
+    def _stats(self) -> dict[str, Any]:
+        worker = self.worker
+        return {
+            "agent": self.spec.name, "program": self.spec.program.name, "pid": os.getpid(), "state": self.state,
+            "restarts": self.life.restarts, "tasks": worker.done if worker else 0,
+            "running": len(worker.running) if worker else 0, "failed": worker.failed if worker else 0,
+        }  # fmt: skip

@@ -1,0 +1,113 @@
+"""What an agent answers directly: `ask`, `result` and `variables.get` of its program.
+
+An ask is a submission with a return address: it is stored like any task, runs on whichever agent is free, and that
+agent answers. So an ask is as durable as any task, and the crash of an agent costs it a second, not its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import Any
+
+import msgspec
+
+from dspex.agents.results import Results, task_id_of
+from dspex.agents.worker import Worker
+from dspex.bus.client import Client
+from dspex.bus.service import Endpoint, Request, Service
+from dspex.core import headers as h
+from dspex.core.errors import ConnectionFailed, InvalidInput, Unavailable
+from dspex.core.ports import Message
+from dspex.core.subjects import Subjects
+
+__all__ = ["Doors"]
+
+logger = logging.getLogger("dspex.agents")
+
+_OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
+_NEVER = {h.REPLY.lower(), h.TASK.lower()}
+
+
+class Doors:
+    """The endpoints of one agent."""
+
+    def __init__(self, worker: Worker, client: Client, subjects: Subjects, service: Service, results: Results) -> None:
+        self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
+        program = worker.program
+        self._task_subject = subjects.door("task", program.name)
+        description = program.describe()
+        schemas = {
+            "input_schema": msgspec.json.encode(description.input_schema).decode(),
+            "output_schema": msgspec.json.encode(description.output_schema).decode(),
+        }
+        name = program.name
+        service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas))
+        service.serve(Endpoint("result", subjects.door("result", name), self.result))
+        service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
+
+    def ask(self, request: Request) -> None:
+        """Refuse what is not an Input; store the rest, with the return address."""
+        headers = _forwarded(request)
+        h.key_of(headers)
+        h.deadline_of(headers, 0.0)
+        self._worker.program.decode(request.data)
+        reply = request.message.raw_reply
+        if not reply.startswith((b"_INBOX.", b"_R_.")):
+            raise InvalidInput("an ask needs a reply subject that is an inbox; send it as a request")
+        try:
+            headers[h.REPLY] = reply.decode("ascii")
+        except UnicodeDecodeError:
+            raise InvalidInput("the reply subject is not text; use an inbox of your client") from None
+        stored = asyncio.ensure_future(self._client.call(self._task_subject, request.data, headers=headers))
+        stored.add_done_callback(lambda future: self._stored(request, future))
+
+    def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
+        """The server took the submission, or it did not: then say so, for nobody else will answer."""
+        error = stored.exception()
+        if error is None:
+            answer = stored.result()
+            refused = msgspec.json.decode(answer.data).get("error") if answer.data else {"description": "no stream"}
+            if not refused:
+                request.done()
+                return
+            logger.warning("the log refused a submission: %s", refused.get("description"))
+        text = "the log did not take the task; try again, with the same Dspex-Key to be safe"
+        try:
+            request.fail(Unavailable(text))
+        except ConnectionFailed:
+            logger.debug("nobody can be told: the connection is closed")
+
+    async def result(self, request: Request) -> None:
+        wait = h.wait_of(request.headers)
+        kind, name = task_id_of(request.data)
+        task = await self._results.find(kind, name)
+        body, headers = await self._results.wait(task, wait)
+        request.respond(body, headers)
+
+    def variables(self, request: Request) -> None:
+        program = self._worker.program
+        request.respond(msgspec.json.encode(describe_variables(program)))
+
+
+def describe_variables(program: Any) -> dict[str, Any]:
+    """What `variables.<program>.get` answers: the values in force, their hash and version, and the whole space."""
+    space = program.space()
+    return {
+        "program": program.name,
+        "version": 0,
+        "assignment": program.assignment.hash,
+        "values": space.resolve(program.assignment),
+        "space": space.to_json(),
+    }
+
+
+def _forwarded(request: Request) -> dict[str, str]:
+    if not request.message.has_headers:
+        return {}
+    return {
+        name: value
+        for name, value in request.headers.items()
+        if _OURS.match(name) and name.lower() not in _NEVER
+    }

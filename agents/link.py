@@ -1,0 +1,74 @@
+"""The line between a supervisor and a child: JSON lines over a socket pair. When it breaks, the other side is dead."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any
+
+import msgspec
+
+__all__ = ["Link", "link_pair"]
+
+MAX_LINE = 1 << 20
+
+
+class Link:
+    """One end. Never blocks: a line that the other side does not take is dropped, and `send` says so."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._buffer = b""
+        self._unsent = b""
+        self.open = True
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send one message; False when the line is broken or the other side is too far behind."""
+        if not self.open or len(self._unsent) > MAX_LINE:
+            return False
+        self._unsent += msgspec.json.encode(message) + b"\n"
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits, as far as it goes."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except BlockingIOError:
+            return True
+        except OSError:
+            self.open = False
+        return self.open
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The messages that have come. `open` is False afterwards when the other side is gone."""
+        try:
+            while True:
+                data = self._socket.recv(65536)
+                if not data:
+                    self.open = False
+                    break
+                self._buffer += data
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.open = False
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > MAX_LINE:
+            self._buffer = b""
+        return [msgspec.json.decode(line) for line in lines if line]
+
+    def close(self) -> None:
+        self.open = False
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+
+def link_pair() -> tuple[Link, Link]:
+    """Two connected ends: the parent's and the child's."""
+    parent, child = socket.socketpair()
+    return Link(parent), Link(child)

@@ -1,0 +1,164 @@
+"""The one portable reader of the log: `dspex.log.read`, `tail` and `head`, the same on every backend.
+
+A request's body is JSON, all of it optional: `after` (a position, default 0), `limit` (1 to 1,000, default 100), and one of
+`task` (an id), `aggregate` or `program`. The answer is `{"epoch", "events", "next", "head"}`: CloudEvents, each with its
+`position`; ask again with `after` = `next` until `next` is `head`. `tail` waits for something new, up to `Dspex-Wait`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from dspex.bus.client import Client
+from dspex.bus.service import Endpoint, Request, Service
+from dspex.core import headers as h
+from dspex.core.codec import events_of, to_cloudevent
+from dspex.core.errors import InvalidInput, NotFound
+from dspex.core.ports import Entry, Log
+from dspex.core.subjects import Subjects, aggregate, parse_aggregate, valid_token
+
+__all__ = ["Reader"]
+
+MAX_REPLY = 768 << 10
+MAX_OUTCOMES = 10_000
+POLL = 2.0
+
+
+class _Query(msgspec.Struct, forbid_unknown_fields=True):
+    after: int = 0
+    limit: int = 100
+    task: int | str | None = None
+    aggregate: str | None = None
+    program: str | None = None
+
+
+class Reader:
+    """Answers the log's doors."""
+
+    def __init__(self, client: Client, log: Log, subjects: Subjects, service: Service) -> None:
+        self._client, self._log, self._subjects = client, log, subjects
+        for verb, handler in (("read", self.read), ("tail", self.tail), ("head", self.head)):
+            service.serve(Endpoint(f"log-{verb}", subjects.log(verb), handler))
+
+    async def head(self, request: Request) -> None:
+        request.respond(msgspec.json.encode({"epoch": self._log.epoch, "head": await self._log.head()}))
+
+    async def read(self, request: Request) -> None:
+        request.respond(await self._page(_query(request.data)))
+
+    async def tail(self, request: Request) -> None:
+        query = _query(request.data)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + h.wait_of(request.headers)
+        changed = asyncio.Event()
+        hint = self._client.subscribe(f"{self._subjects.prefix}.*.>", lambda _: changed.set())
+        try:
+            while True:
+                changed.clear()
+                page = await self._page(query, empty=loop.time() >= until)
+                if page:
+                    request.respond(page)
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), min(POLL, max(until - loop.time(), 0.01)))
+                except TimeoutError:
+                    continue
+        finally:
+            hint.close()
+
+    async def _page(self, query: _Query, *, empty: bool = True) -> bytes:
+        """One answer; b"" when there is nothing and `empty` is false."""
+        head = await self._log.head()
+        entries, complete = await self._entries(query)
+        events: list[Any] = []
+        size, last = 0, query.after
+        for entry in entries:
+            page = [_shown(entry, event) for event in events_of(entry, self._subjects)]
+            size += sum(len(event) for event in page)
+            if events and size > MAX_REPLY:
+                complete = False
+                break
+            events += page
+            last = entry.position
+        if not events and not empty:
+            return b""
+        body = {
+            "epoch": self._log.epoch, "events": events, "next": max(last, head) if complete else last, "head": head,
+        }  # fmt: skip
+        return msgspec.json.encode(body)
+
+    async def _entries(self, query: _Query) -> tuple[list[Entry], bool]:
+        """The entries of one page, and whether there are no more now."""
+        if query.task is not None:
+            entries = [entry for entry in await self._of_task(str(query.task)) if entry.position > query.after]
+        elif query.aggregate is not None:
+            try:
+                parse_aggregate(query.aggregate)
+            except ValueError as error:
+                raise InvalidInput(f"{error}") from None
+            entries = [entry for entry in await self._log.read(query.aggregate) if entry.position > query.after]
+        elif query.program is not None:
+            return await self._of_program(query)
+        else:
+            entries = await self._log.scan(query.after, query.limit)
+            return entries, len(entries) < query.limit
+        return entries[: query.limit], len(entries) <= query.limit
+
+    async def _of_task(self, task: str) -> list[Entry]:
+        """A task's whole story: its submission, its commits, its outcomes."""
+        submission = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
+        door = self._subjects.door_of(submission.subject) if submission else None
+        if submission is None or door is None or door[0] != "task":
+            raise NotFound(f"the log has no task {task[:40]}")
+        program = door[1]
+        commits = await self._log.read(aggregate("task", program, task))
+        story = [submission, *commits]
+        for kind in ("outcome", "signal"):
+            after = 0
+            while len(found := await self._log.scan(after, 1000, self._subjects.door(kind, program))) > 0:
+                story += [entry for entry in found if _names(entry.body, task)]
+                after = found[-1].position
+                if len(found) < 1000 or len(story) > MAX_OUTCOMES:
+                    break
+        return sorted(story, key=lambda entry: entry.position)
+
+    async def _of_program(self, query: _Query) -> tuple[list[Entry], bool]:
+        assert query.program is not None
+        if not valid_token(query.program):
+            raise InvalidInput(f"{query.program[:40]!r} is no program's name")
+        pages: list[Entry] = []
+        more = False
+        filters = [f"{self._subjects.prefix}.event.*.{query.program}.*", *self._subjects.doors(query.program)]
+        for subject in filters:
+            found = await self._log.scan(query.after, query.limit, subject)
+            more = more or len(found) == query.limit
+            pages += found
+        pages.sort(key=lambda entry: entry.position)
+        return pages[: query.limit], not more and len(pages) <= query.limit
+
+
+def _query(body: bytes) -> _Query:
+    try:
+        query = msgspec.json.decode(body or b"{}", type=_Query)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the query is not understood: {error}") from None
+    if query.after < 0 or not 1 <= query.limit <= 1000:
+        raise InvalidInput(f"after {query.after} and limit {query.limit}: after is 0 or more, limit 1 to 1,000")
+    return query
+
+
+def _names(body: bytes, task: str) -> bool:
+    try:
+        named = msgspec.json.decode(body).get("task")
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+        return False
+    return str(named) == task
+
+
+def _shown(entry: Entry, event: Any) -> msgspec.Raw:
+    """A CloudEvent with its position, as JSON."""
+    body = msgspec.json.encode(to_cloudevent(event))
+    return msgspec.Raw(b'{"position":%d,%b' % (entry.position, body[1:]))

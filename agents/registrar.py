@@ -1,0 +1,263 @@
+"""The registrar: the one process that opens doors for programs. It also reads the log for everyone and speaks on the
+bus for its supervisor.
+
+Changing a stream has no compare-and-set, so one process does it, under a fenced lease. What it writes is always the fold of
+`ProgramRegistered`, so that a step lost in a crash is made good by the next registration or restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import uvloop
+
+from dspex.agents.journal import events_for, head_of, record
+from dspex.agents.link import Link
+from dspex.agents.reader import Reader
+from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.bus import streams
+from dspex.bus.client import Client
+from dspex.bus.lease import Lease
+from dspex.bus.service import Endpoint, Request, Service
+from dspex.core.codec import decode_commit
+from dspex.core.errors import Conflict, DspexError, InvalidInput, LogError, Unavailable
+from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
+from dspex.core.ports import Appended
+from dspex.core.subjects import Subjects, aggregate, valid_token
+from dspex.store.jetstream import JetStreamLog
+
+__all__ = ["RegistrarSpec", "registrar_main"]
+
+logger = logging.getLogger("dspex.agents")
+
+VERSION = "0.1.0"
+MAX_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class RegistrarSpec:
+    """What a registrar is to be. `replicas` is for the log's stream, when it has to be made."""
+
+    name: str
+    url: str
+    prefix: str = "dspex"
+    credentials: str | None = None
+    replicas: int = 1
+
+
+class _Registration(msgspec.Struct):
+    registration: ProgramRegistered
+    replace: bool = False
+
+
+def registrar_main(link: Link, life: Life, spec: RegistrarSpec) -> int:
+    """Be a registrar until told to stop. Returns the exit status."""
+    return uvloop.run(_Registrar(link, life, spec).live())
+
+
+class _Registrar:
+    def __init__(self, link: Link, life: Life, spec: RegistrarSpec) -> None:
+        self.link, self.life, self.spec = link, life, spec
+        self.subjects = Subjects(spec.prefix)
+        self.source = f"/registrar/{spec.name}"
+        self.stopping = asyncio.Event()
+        self.status = 0
+        self.processes: list[dict[str, Any]] = []
+        self.notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
+        self.noticed = 0
+        self.programs: dict[str, ProgramRegistered] = {}
+        self.waiting: asyncio.Queue[tuple[_Registration, Request]] = asyncio.Queue(MAX_WAITING)
+
+    async def live(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_reader(self.link.fileno(), self._hear)
+        client = await Client.connect(self.spec.url, name=self.spec.name, wait=None, credentials=self.spec.credentials)
+        client.on_closed.append(lambda: os._exit(1))
+        try:
+            await self._serve(client)
+        except DspexError as error:
+            logger.error("%s cannot serve: %s", self.spec.name, error)
+            self.status = 1
+            await asyncio.sleep(0.5)
+        finally:
+            await client.close()
+        return self.status
+
+    async def _serve(self, client: Client) -> None:
+        subjects = self.subjects
+        epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
+        await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
+        log = self.log = JetStreamLog(client, subjects, epoch)
+        service = Service(
+            client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
+            description="opens doors for programs and reads the log", data=self._stats,
+            metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
+        )  # fmt: skip
+        Reader(client, log, subjects, service)
+        service.announce()
+        tasks = [asyncio.create_task(self._lead(client, service)), asyncio.create_task(self._speak())]
+        stop = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        service.stop()
+        for task in (*tasks, stop):
+            task.cancel()
+        for task in done:
+            task.result()
+
+    # -- the registry
+
+    async def _lead(self, client: Client, service: Service) -> None:
+        """Hold the lease, bring the doors to what is registered, then take registrations until the lease is lost."""
+        lease = Lease(client, self.subjects, "registrar", self.spec.name)
+        self.link.send({"state": "serving"})  # reading the log and waiting for the lease is a service too
+        await lease.acquire()
+        await self._recall()
+        await self._open_doors(client, list(self.programs))
+        service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        started = AgentStarted(pid=os.getpid(), role="registrar", restarts=self.life.restarts)
+        await record(self.log, aggregate("agent", "registrar", self.spec.name), [started], source=self.source)
+        registering = asyncio.create_task(self._register_all(client))
+        keeping = asyncio.create_task(lease.keep())
+        done, pending = await asyncio.wait([registering, keeping], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            task.result()
+        logger.warning("%s has lost the lease; another registrar leads", self.spec.name)
+        self.status = EXIT_RECYCLE
+
+    async def _recall(self) -> None:
+        after = 0
+        while entries := await self.log.scan(after, 1000, self.subjects.event("program.*.0")):
+            for entry in entries:
+                for event in decode_commit(entry.body, entry.position):
+                    if isinstance(event.data, ProgramRegistered):
+                        self.programs[event.data.program] = event.data
+            after = entries[-1].position
+
+    def _take(self, request: Request) -> None:
+        try:
+            wanted = msgspec.json.decode(request.data, type=_Registration)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"the registration is not understood: {error}") from None
+        if not valid_token(wanted.registration.program):
+            raise InvalidInput(f"{wanted.registration.program[:80]!r} cannot be a program's name")
+        try:
+            self.waiting.put_nowait((wanted, request))
+        except asyncio.QueueFull:
+            raise Unavailable(f"{MAX_WAITING:,} registrations wait already; try again") from None
+
+    async def _register_all(self, client: Client) -> None:
+        """Take what waits, all at once: forty programs that start together cost one change of the stream."""
+        while True:
+            batch = [await self.waiting.get()]
+            while not self.waiting.empty():
+                batch.append(self.waiting.get_nowait())
+            accepted: list[tuple[_Registration, Request]] = []
+            fresh: list[str] = []
+            for wanted, request in batch:
+                try:
+                    if await self._accept(wanted):
+                        fresh.append(wanted.registration.program)
+                    accepted.append((wanted, request))
+                except Conflict as error:
+                    request.fail(error)
+                except LogError as error:
+                    request.fail(Unavailable(str(error)))
+            try:
+                if fresh:
+                    await self._open_doors(client, sorted(set(fresh)))
+            except LogError as error:
+                for name in fresh:
+                    self.programs.pop(name, None)  # so that the next try opens the doors again
+                for _, request in accepted:
+                    request.fail(Unavailable(str(error)))
+                continue
+            for wanted, request in accepted:
+                place = {
+                    "stream": self.subjects.stream, "epoch": self.log.epoch,
+                    "consumer": streams.consumer_name(wanted.registration.program),
+                }  # fmt: skip
+                request.respond(msgspec.json.encode(place))
+
+    async def _accept(self, wanted: _Registration) -> bool:
+        """Whether the registration is new. Raises Conflict when the name has another schema."""
+        program = wanted.registration
+        known = self.programs.get(program.program)
+        if known is not None and known.fingerprint == program.fingerprint:
+            return False
+        if known is not None and not wanted.replace:
+            raise Conflict(
+                f"{program.program} is registered with other schemas ({_difference(known, program)}); choose another "
+                "name, or start with --replace to let the new ones take over"
+            )
+        name = aggregate("program", program.program, 0)
+        head = await head_of(self.log, name)
+        result = await self.log.append(name, events_for(name, head, [program], source=self.source), head)
+        if not isinstance(result, Appended):
+            raise LogError(f"{program.program} was registered by somebody else at the same time; try again")
+        self.programs[program.program] = program
+        return True
+
+    async def _open_doors(self, client: Client, programs: list[str]) -> None:
+        await streams.set_doors(client, self.subjects, self.programs)
+        for start in range(0, len(programs), 64):
+            await asyncio.gather(
+                *(streams.ensure_consumer(client, self.subjects, name) for name in programs[start : start + 64])
+            )
+
+    # -- the supervisor's voice
+
+    def _hear(self) -> None:
+        for message in self.link.receive():
+            if "processes" in message:
+                self.processes = message["processes"]
+            for notice in message.get("notices", ()):
+                if notice["notice"] > self.noticed and not self.notices.full():
+                    self.noticed = notice["notice"]
+                    self.notices.put_nowait(notice)
+        if not self.link.open:
+            asyncio.get_running_loop().remove_reader(self.link.fileno())
+            self.stopping.set()
+
+    async def _speak(self) -> None:
+        """Write the deaths that the supervisor saw into the log, each once."""
+        while True:
+            notice = await self.notices.get()
+            crashed = AgentCrashed(pid=notice["pid"], reason=notice["reason"])
+            name = aggregate("agent", notice["kind"], notice["agent"])
+            while True:
+                try:
+                    await record(self.log, name, [crashed], source=self.source)
+                    break
+                except LogError as error:
+                    logger.warning("%s could not write down a crash: %s", self.spec.name, error)
+                    await asyncio.sleep(0.5)
+            self.link.send({"ack": notice["notice"]})
+
+    def _stats(self) -> dict[str, Any]:
+        return {"processes": self.processes, "programs": sorted(self.programs)}
+
+
+def _difference(old: ProgramRegistered, new: ProgramRegistered) -> str:
+    """The first way in which two registrations differ, in words."""
+    for what, before, after in (
+        ("input", old.input_schema, new.input_schema), ("output", old.output_schema, new.output_schema),
+    ):  # fmt: skip
+        mine, theirs = after.get("properties", {}), before.get("properties", {})
+        for name in sorted(set(mine) ^ set(theirs)):
+            return f"{what} field {name} is {'new' if name in mine else 'gone'}"
+        for name in sorted(mine):
+            if mine[name] != theirs[name]:
+                return f"{what} field {name} has changed"
+        if before != after:
+            return f"the {what} has changed"
+    return "the variables have changed"

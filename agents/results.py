@@ -1,0 +1,118 @@
+"""What became of a task: read from the log, waited for with a hint."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from dspex.bus.client import Client
+from dspex.bus.service import error_reply
+from dspex.core import headers as h
+from dspex.core.codec import decode_commit
+from dspex.core.errors import InvalidInput, NotFound, task_error
+from dspex.core.events import KeyBound
+from dspex.core.ports import Log
+from dspex.core.subjects import Subjects, aggregate
+from dspex.core.task import TaskState, fold
+from dspex.agents.keys import key_aggregate
+
+__all__ = ["Results", "answer_of", "task_id_of"]
+
+POLL = 2.0
+"""Seconds after which a waiter reads again although no hint came: hints are core messages and may be missed."""
+
+
+def task_id_of(body: bytes) -> tuple[str, str]:
+    """What a result request names: `("task", id)` or `("key", key)`.
+
+    The body is an id (`42`, `"42"`), a key, or `{"task": 42}` / `{"key": "k"}`. Raises InvalidInput.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        value = body.decode("utf-8", "backslashreplace").strip()
+    if isinstance(value, dict) and len(value) == 1:
+        (kind, value), = value.items()
+        if kind == "key" and isinstance(value, str) and value:
+            return "key", value
+        if kind != "task":
+            value = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not 1 <= len(value) <= h.MAX_KEY:
+        raise InvalidInput('name a task: its id (42), its key, {"task": 42} or {"key": "…"}')
+    return ("task" if value.isdecimal() and value.isascii() else "key"), value
+
+
+def answer_of(state: TaskState, task: str) -> tuple[bytes, dict[str, str]] | None:
+    """The reply that an ended task gives, body and headers; None while it has not ended or is another's duplicate."""
+    if state.output is not None:
+        return bytes(state.output), {h.TASK: task}
+    if state.status in ("failed", "dead"):
+        return error_reply(task_error(state.code, state.message, type=state.error, task=task))
+    return None
+
+
+class Results:
+    """Finds and waits for the results of one program's tasks."""
+
+    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str) -> None:
+        self._client, self._log, self._subjects, self._program = client, log, subjects, program
+
+    async def find(self, kind: str, name: str) -> str:
+        """The task id for an id or a key. Raises NotFound."""
+        if kind == "task":
+            position = int(name) if len(name) < 19 else 0
+            entry = await self._log.entry(position) if position > 0 else None
+            if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
+                raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
+            return str(position)
+        entry = await self._log.last(key_aggregate(self._program, name))
+        if entry is None:
+            raise NotFound(f"{self._program} has no task with the key {name[:80]!r}")
+        bound = decode_commit(entry.body, entry.position)[0].data
+        assert isinstance(bound, KeyBound)
+        return bound.task
+
+    async def state(self, task: str) -> TaskState:
+        """Where a task stands now, from its last commit: enough to tell whether and how it ended."""
+        entry = await self._log.last(aggregate("task", self._program, task))
+        return fold(decode_commit(entry.body, entry.position)) if entry else TaskState()
+
+    async def wait(self, task: str, seconds: float) -> tuple[bytes, dict[str, str]]:
+        """The answer of a task, waited for at most `seconds`; then code 202 with the state."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while True:
+            changed = asyncio.Event()
+            hint = self._client.subscribe(
+                self._subjects.event(aggregate("task", self._program, task)), lambda _: changed.set()
+            )
+            try:
+                # Interest first, then the read: what is committed in between rings the bell.
+                await self._client.flush()
+                while True:
+                    state = await self.state(task)
+                    answer = answer_of(state, task)
+                    if answer:
+                        return answer
+                    if state.of:
+                        break
+                    left = until - loop.time()
+                    if left <= 0:
+                        return _not_yet(task, state)
+                    try:
+                        await asyncio.wait_for(changed.wait(), min(left, POLL))
+                    except TimeoutError:
+                        continue
+                    finally:
+                        changed.clear()
+            finally:
+                hint.close()
+            task = state.of
+
+
+def _not_yet(task: str, state: TaskState) -> tuple[bytes, dict[str, str]]:
+    body = msgspec.json.encode({"task": task, "state": state.status})
+    return body, {h.ERROR_CODE: "202", h.ERROR: f"task {task} is {state.status}; ask again", h.TASK: task}

@@ -1,0 +1,345 @@
+"""A supervisor: starts children in order, restarts the ones that die, stops them in reverse order.
+
+It is one thread without an event loop and without a connection, so that it can fork at any time: a child begins with
+everything imported and costs milliseconds. What it has to say on the bus it says through one of its children, the
+`voice`. When its own parent dies, it stops its children and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dspex.agents.link import Link, link_pair
+
+__all__ = ["EXIT_RECYCLE", "EXIT_REFUSED", "Child", "Life", "Supervisor", "exit_reason", "fork_child"]
+
+logger = logging.getLogger("dspex.agents")
+
+EXIT_RECYCLE = 75
+"""A child that wants to be replaced: no crash, no delay."""
+EXIT_REFUSED = 76
+"""A child that cannot be what it was meant to be; it has said why. It is not started again."""
+STABLE = 10.0
+FIRST_DELAY, MAX_DELAY = 0.1, 5.0
+MAX_NOTICES = 1000
+CloseOthers = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a child is told at birth: how many have died before it under its name, and how the last one did."""
+
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Child:
+    """What a supervisor looks after. `start` gives a pid and a line (None for a program that is not ours).
+
+    Children of one `stage` are stopped together, higher stages first.
+    """
+
+    name: str
+    role: str
+    start: Callable[[Life, CloseOthers], tuple[int, Link | None]]
+    program: str | None = None
+    stage: int = 0
+
+
+@dataclass
+class _State:
+    spec: Child
+    pid: int = 0
+    link: Link | None = None
+    state: str = "starting"
+    restarts: int = 0
+    started: float = 0.0
+    quick: int = 0
+    due: float | None = None
+    why: str = ""
+
+    def shown(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "agent": spec.name, "program": spec.program, "role": spec.role, "pid": self.pid or None,
+            "state": self.state, "restarts": self.restarts,
+        }  # fmt: skip
+
+
+def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[int, Link]:
+    """Fork a child that runs `main` with its end of the line and exits with what it returns."""
+    ours, theirs = link_pair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    code = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        ours.close()
+        close_others()
+        random.seed()
+        code = main(theirs)
+    except BaseException:
+        logging.getLogger("dspex.agents").exception("a child could not go on")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_reason(status: int) -> str:
+    """A wait status in words: `SIGKILL`, or `exit 1`."""
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return f"exit {os.WEXITSTATUS(status)}"
+
+
+@dataclass
+class Supervisor:
+    """Looks after `children` until told to stop (SIGTERM, SIGINT, or the end of `parent`).
+
+    `voice` names the child that speaks on the bus for us. `on_event` hears what happens:
+    `{"event": "serving" | "crashed" | "refused" | "all-serving", "agent", "reason", …}`.
+    """
+
+    children: Sequence[Child]
+    parent: Link | None = None
+    voice: str | None = None
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None
+    above: Callable[[], list[dict[str, Any]]] = list
+    grace: float = 10.0
+    _states: list[_State] = field(default_factory=list)
+    _notices: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_NOTICES))
+    _number: int = 0
+    _stopping: bool = False
+    _hurry: bool = False
+    _changed: bool = True
+    _was_ready: bool = False
+    _higher: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Look after the children; return when all of them have ended."""
+        self._selector = selectors.DefaultSelector()
+        wake_in, wake_out = socket.socketpair()
+        for end in (wake_in, wake_out):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_out.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(wake_in, selectors.EVENT_READ, None)
+        if self.parent:
+            self._selector.register(self.parent, selectors.EVENT_READ, self.parent)
+        self._states = [_State(spec) for spec in self.children]
+        try:
+            for state in self._states:
+                self._start(state)
+            while not self._stopping:
+                self._tick(wake_in)
+            self._stop_all(wake_in)
+        finally:
+            signal.set_wakeup_fd(-1)
+            wake_in.close()
+            wake_out.close()
+            self._selector.close()
+        return 0
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Everything looked after here and above, as `dspex ps` shows it."""
+        return [*self.above(), *self._higher, *(state.shown() for state in self._states)]
+
+    # -- inside
+
+    def _on_stop(self, *_: object) -> None:
+        self._hurry = self._stopping
+        self._stopping = True
+
+    def _tick(self, wake: socket.socket) -> None:
+        now = time.monotonic()
+        due = [state.due for state in self._states if state.due is not None]
+        timeout = max(0.0, min(due) - now) if due else (0.5 if self._notices else 5.0)
+        self._poll(wake, timeout)
+        self._reap()
+        now = time.monotonic()
+        for state in self._states:
+            if state.due is not None and state.due <= now and not self._stopping:
+                self._start(state)
+        self._report()
+
+    def _poll(self, wake: socket.socket, timeout: float) -> None:
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                while True:
+                    try:
+                        if not wake.recv(4096):
+                            break
+                    except BlockingIOError:
+                        break
+            elif key.data is self.parent:
+                self._hear_parent()
+            else:
+                self._hear(key.data)
+
+    def _start(self, state: _State) -> None:
+        state.due = None
+        state.started = time.monotonic()
+        state.state = "starting"
+        state.pid, state.link = state.spec.start(Life(state.restarts), self._close_links)
+        if state.link:
+            self._selector.register(state.link, selectors.EVENT_READ, state)
+        else:
+            state.state = "serving"
+        self._changed = True
+
+    def _close_links(self) -> None:
+        """In a child just forked: it must not hold its siblings' lines open, nor our parent's."""
+        for state in self._states:
+            if state.link:
+                state.link.close()
+        if self.parent:
+            self.parent.close()
+        self._selector.close()
+
+    def _hear_parent(self) -> None:
+        assert self.parent
+        for message in self.parent.receive():
+            if "above" in message:
+                self._higher = message["above"]
+                self._changed = True
+        if not self.parent.open:
+            self._selector.unregister(self.parent)
+            self._stopping = self._hurry = True
+
+    def _hear(self, state: _State) -> None:
+        link = state.link
+        assert link
+        for message in link.receive():
+            if "state" in message and not self._stopping:
+                state.state = message["state"]
+                self._changed = True
+                if state.state == "serving":
+                    self._tell("serving", state)
+            if "refused" in message:
+                state.why = message["refused"]
+            if "ack" in message:
+                while self._notices and self._notices[0]["notice"] <= message["ack"]:
+                    self._notices.popleft()
+            if "event" in message:
+                self.on_event(message)
+        if not link.open:
+            self._selector.unregister(link)
+            link.close()
+            state.link = None
+
+    def _reap(self) -> None:
+        """Take note of every child that ended; as process 1 of a container also of strangers left to us."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for state in self._states:
+                if state.pid == pid:
+                    self._died(state, status)
+
+    def _died(self, state: _State, status: int) -> None:
+        if state.link:
+            self._hear(state)
+        if state.link:
+            self._selector.unregister(state.link)
+            state.link.close()
+            state.link = None
+        pid, state.pid = state.pid, 0
+        self._changed = True
+        if self._stopping:
+            state.state = "stopped"
+            return
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+        if code == EXIT_REFUSED:
+            state.state = "gave up"
+            self._tell("refused", state, reason=state.why)
+            return
+        state.restarts += 1
+        now = time.monotonic()
+        if code == EXIT_RECYCLE:
+            state.due, state.state = now, "restarting"
+            return
+        state.quick = state.quick + 1 if now - state.started < STABLE else 0
+        delay = 0.0
+        if state.quick > 1:
+            delay = min(FIRST_DELAY * 2 ** min(state.quick - 2, 10), MAX_DELAY) * random.uniform(0.75, 1.25)
+        state.due, state.state = now + delay, "restarting"
+        reason = exit_reason(status)
+        self._number += 1
+        self._notices.append(
+            {"notice": self._number, "agent": state.spec.name, "kind": state.spec.program or state.spec.role,
+             "pid": pid, "reason": reason}
+        )  # fmt: skip
+        self._tell("crashed", state, reason=reason, pid=pid, delay=round(delay, 2))
+
+    def _tell(self, event: str, state: _State, **more: Any) -> None:
+        message = {"event": event, "agent": state.spec.name, "role": state.spec.role, **more}
+        self.on_event(message)
+        if self.parent and self.parent.open:
+            self.parent.send(message)
+
+    def _report(self) -> None:
+        """Tell the voice how things stand, and our parent when all serve."""
+        voice = next((state for state in self._states if state.spec.name == self.voice), None)
+        link = voice.link if voice and voice.state == "serving" else None
+        if link and (self._changed or self._notices):
+            link.send({"processes": self.processes(), "notices": list(self._notices)[:50]})
+        if not self._changed:
+            return
+        self._changed = False
+        for state in self._states:
+            if state.link and self.voice is None:
+                state.link.send({"above": self.processes()})
+        ready = all(state.state == "serving" for state in self._states)
+        if ready and not self._was_ready:
+            self.on_event({"event": "all-serving"})
+            if self.parent and self.parent.open:
+                self.parent.send({"state": "serving"})
+        self._was_ready = ready
+
+    def _stop_all(self, wake: socket.socket) -> None:
+        """Stop stage by stage, the highest first: SIGTERM, then SIGKILL after the grace, at once when hurried."""
+        for stage in sorted({state.spec.stage for state in self._states}, reverse=True):
+            group = [state for state in self._states if state.spec.stage == stage]
+            for state in group:
+                self._signal(state, signal.SIGTERM)
+            until = time.monotonic() + (1.0 if self._hurry else self.grace)
+            while any(state.pid for state in group):
+                if time.monotonic() > until or (self._hurry and until - time.monotonic() > 1.0):
+                    for state in group:
+                        self._signal(state, signal.SIGKILL)
+                self._poll(wake, 0.05)
+                self._reap()
+
+    def _signal(self, state: _State, number: signal.Signals) -> None:
+        if state.pid:
+            try:
+                os.kill(state.pid, number)
+            except ProcessLookupError:
+                state.pid = 0

@@ -1,0 +1,123 @@
+"""Beats for the tasks that are held, from a thread of its own: a program that keeps the event loop busy keeps its tasks.
+
+The thread has its own connection, made when the first task is held for long enough to need a beat. When the loop is
+blocked it says where; when a run outlives its time on a blocked loop, it commits the failure itself and ends the
+process, because nothing inside can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+
+from dspex.agents.results import answer_of
+from dspex.agents.worker import Run, Worker
+from dspex.bus.client import Client
+from dspex.bus.pull import ACK, IN_PROGRESS
+from dspex.core.errors import ConnectionFailed, LogError
+from dspex.core.events import TaskFailed
+from dspex.core.ports import Appended
+from dspex.core.task import fold
+from dspex.store.jetstream import JetStreamLog
+
+__all__ = ["EXIT_BLOCKED", "Watch"]
+
+logger = logging.getLogger("dspex.agents")
+
+TICK = 0.2
+HELD = 0.15
+BLOCKED = 1.0
+GRACE = 0.3
+"""Seconds a run may be over its time before the thread steps in: the loop's own sweep comes first."""
+EXIT_BLOCKED = 86
+
+
+class Watch:
+    """The watching thread of one worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._loop_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._client: Client | None = None
+        self._said = 0.0
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="dspex-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        asyncio.run(self._watch())
+
+    async def _watch(self) -> None:
+        last = time.monotonic()
+        while not self._stopped.is_set():
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            suspended, last = now - last > 5 * TICK, now
+            if suspended:
+                continue  # the whole process stood still (SIGSTOP, a sleeping machine): the loop needs a moment too
+            held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
+            if held:
+                await self._beat(held, now)
+        if self._client:
+            await self._client.close()
+
+    async def _beat(self, held: list[Run], now: float) -> None:
+        try:
+            if self._client is None:
+                worker = self._worker
+                self._client = await Client.connect(worker.client.url, name=f"{worker.agent} beats", wait=0)
+            for run in held:
+                if not run.abandoned:
+                    self._client.respond(run.delivery.message, IN_PROGRESS)
+        except ConnectionFailed as error:
+            logger.debug("no beat: %s", error)
+        if now - self._worker.pulse > BLOCKED:
+            self._say_blocked(now - self._worker.pulse)
+            over = [run for run in held if run.expires + GRACE <= now]
+            if over:
+                await self._end_process(over)
+
+    def _say_blocked(self, seconds: float) -> None:
+        now = time.monotonic()
+        if now - self._said > 10:
+            self._said = now
+            logger.warning("the event loop of %s has stood still for %.1f s, %s", self._worker.agent, seconds, self._place())
+
+    def _place(self) -> str:
+        frame = sys._current_frames().get(self._loop_thread)
+        stack = traceback.extract_stack(frame) if frame else []
+        return f"in {stack[-1].filename}:{stack[-1].lineno} ({stack[-1].name})" if stack else "somewhere"
+
+    async def _end_process(self, over: list[Run]) -> None:
+        worker = self._worker
+        try:
+            assert self._client is not None
+            log = JetStreamLog(self._client, worker.subjects, worker.log.epoch, patience=5.0)
+            for run in over:
+                seconds = time.monotonic() - run.started
+                message = f"{worker.name} was not done after {seconds:.1f} s"
+                failure = TaskFailed(
+                    code=408, type="DeadlineExceeded", message=message, seconds=round(seconds, 6),
+                    detail=f"it kept the event loop busy {self._place()}; such a program should use `def predict`",
+                )  # fmt: skip
+                events = worker.claim_and(run, failure)
+                if isinstance(await log.append(run.aggregate, events, run.head), Appended):
+                    self._client.respond(run.delivery.message, ACK)
+                    answer = answer_of(fold(events), run.id)
+                    if run.reply and answer:
+                        self._client.publish(run.reply, answer[0], headers=answer[1])
+            await self._client.flush()
+        except (ConnectionFailed, LogError, AssertionError) as error:
+            logger.warning("a run that is over its time could not be ended in the log: %s", error)
+        logger.error("%s ends itself: a run that is over its time keeps its event loop busy", worker.agent)
+        sys.stderr.flush()
+        os._exit(EXIT_BLOCKED)

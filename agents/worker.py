@@ -1,0 +1,325 @@
+"""One program at work: what becomes of each delivered task, from the message to the commit and the ack.
+
+The order is what makes it safe. An attempt works, appends its commit under compare-and-set, and only when the log has
+it does it answer and acknowledge. A process that dies anywhere in between leaves a task that is delivered again, and
+whoever gets it looks it up in the log first. Two attempts can run; only one can commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from msgspec import Raw
+
+from dspex.agents import keys
+from dspex.agents.journal import events_for
+from dspex.agents.results import Results, answer_of
+from dspex.bus.client import Client
+from dspex.bus.pull import ACK, NAK, Delivery, Puller
+from dspex.core import headers as h
+from dspex.core.codec import decode_commit
+from dspex.core.errors import DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
+from dspex.core.events import (
+    Head, Payload, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+)
+from dspex.core.ports import Appended, Log
+from dspex.core.program import Program
+from dspex.core.subjects import Subjects, aggregate
+from dspex.core.task import fold, may_attempt
+
+__all__ = ["MAX_OUTPUT", "Run", "Worker"]
+
+logger = logging.getLogger("dspex.agents")
+
+MAX_OUTPUT = 1 << 20
+ENVELOPE = 4096
+"""Bytes kept free beside an output for the rest of its commit."""
+SWEEP = 0.05
+STUBBORN = 1.0
+"""Seconds a cancelled coroutine gets to end."""
+DUPLICATE_WAIT = 60.0
+_NO_HEADERS: dict[str, str] = {}
+
+
+class Run:
+    """One attempt of ours on a task. Times are of the monotonic clock."""
+
+    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "head", "reply", "started",
+                 "task", "thread")  # fmt: skip
+
+    def __init__(self, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
+        self.delivery, self.aggregate, self.started, self.expires = delivery, aggregate, started, expires
+        self.head = Head()
+        self.attempt, self.claimed, self.abandoned = 1, False, False
+        self.reply = ""
+        self.task: asyncio.Task[None] | None = None
+        self.thread: asyncio.Future[Any] | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.delivery.position)
+
+
+class Worker:
+    """Works on the tasks of one program with one pinned assignment.
+
+    `on_worn` is called when runs that cannot be stopped have piled up and the process should be replaced.
+    """
+
+    def __init__(
+        self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
+        on_worn: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.program, self.agent, self.code = program, agent, code
+        self.name = program.name
+        self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
+        self.assignment = program.assignment.hash
+        self.results = Results(client, log, subjects, self.name)
+        self.running: dict[int, Run] = {}
+        self.done = self.failed = self.stuck = 0
+        self.pulse = time.monotonic()
+        self.source = f"/agents/{agent}"
+        self._slots = program.slots()
+        self._pool: ThreadPoolExecutor | None = None
+        if not program.is_async:
+            self._pool = ThreadPoolExecutor(2 * self._slots, thread_name_prefix=f"{self.name}-predict")
+        self._puller: Puller | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._side: set[asyncio.Task[None]] = set()
+
+    # -- life
+
+    def start(self, consumer: str) -> None:
+        self._puller = Puller(self.client, self.subjects.stream, consumer, self._slots, self.take)
+        self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
+        self._puller.start()
+
+    async def drain(self, grace: float) -> None:
+        """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
+        if self._puller:
+            self._puller.stop()
+        tasks = [run.task for run in self.running.values() if run.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for run in list(self.running.values()):
+            run.abandoned = True
+            self.client.respond(run.delivery.message, NAK)
+        if self._sweeper:
+            self._sweeper.cancel()
+
+    # -- one task
+
+    def take(self, delivery: Delivery) -> None:
+        """A delivery came. Called from the reading loop, so it only starts the work."""
+        position = delivery.position
+        held = self.running.get(position)
+        if held is not None:
+            held.delivery = delivery  # ours already: the newer ack is the one that counts
+            self._release()
+            return
+        now = time.monotonic()
+        run = Run(delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
+        self.running[position] = run
+        run.task = asyncio.get_running_loop().create_task(self._work(run))
+
+    async def _work(self, run: Run) -> None:
+        try:
+            await self._attempt(run)
+        except LogError as error:
+            logger.warning("task %s: %s It will be delivered again.", run.id, error)
+        except Exception:
+            logger.exception("task %s could not be worked on; it will be delivered again", run.id)
+        finally:
+            if not run.abandoned:
+                self._forget(run)
+
+    async def _attempt(self, run: Run) -> None:
+        message = run.delivery.message
+        headers = message.headers if message.has_headers else _NO_HEADERS
+        reply = headers.get(h.REPLY, "")
+        # Only an inbox: a stranger's submission must not make us publish anywhere else.
+        run.reply = reply if reply.startswith(("_INBOX.", "_R_.")) else ""
+        if run.delivery.delivered > 1 and not await self._take_over(run):
+            return
+        started = time.perf_counter()
+        try:
+            self._check_headers(run, headers)
+            input = self.program.decode(message.data)
+            key = h.key_of(headers)
+            if key is not None:
+                owner = await keys.bind(self.log, self.name, key, run.id, self.source)
+                if owner != run.id:
+                    await self._settle(run, TaskDuplicate(of=owner, key=key))
+                    return
+            output = await self._execute(run, input)
+        except TaskError as error:
+            payload = _failure(error, time.perf_counter() - started)
+        else:
+            payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
+        if not run.abandoned:
+            await self._settle(run, payload)
+
+    def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
+        if not headers:
+            return
+        deadline = h.deadline_of(headers, run.delivery.stored_at)
+        if deadline is not None:
+            left = deadline - time.time()
+            if left <= 0:
+                raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
+            run.expires = min(run.expires, run.started + left)
+        wanted = headers.get(h.ASSIGNMENT)
+        if wanted is not None and wanted != self.assignment:
+            raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; `dspex vars {self.name}` shows what it has")
+
+    async def _execute(self, run: Run, input: Any) -> bytes:
+        program = self.program
+        try:
+            if self._pool is None:
+                value = await program.predict(input)
+            else:
+                run.thread = asyncio.get_running_loop().run_in_executor(self._pool, program.predict, input)
+                value = await asyncio.shield(run.thread)
+            output = program.check_output(value)
+            body = output.encode()
+        except TaskError:
+            raise
+        except asyncio.CancelledError as error:
+            if run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
+                raise
+            raise _program_failed(self.name, error) from error
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            logger.debug("task %s failed", run.id, exc_info=True)
+            raise _program_failed(self.name, error) from error
+        limit = min(MAX_OUTPUT, self.client.max_payload - ENVELOPE)
+        if len(body) > limit:
+            raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {limit:,} are allowed")
+        return body
+
+    async def _take_over(self, run: Run) -> bool:
+        """A task that was delivered before: look it up, and claim it if it is still to be done."""
+        entries = await self.log.read(run.aggregate)
+        state = fold(event for entry in entries for event in decode_commit(entry.body, entry.position))
+        run.head = state.head
+        if state.ended:
+            self.client.respond(run.delivery.message, ACK)
+            return False
+        if not may_attempt(state, self.program.attempts):
+            reason = f"{state.attempts} attempts died or were lost before they came to an end"
+            await self._settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
+            return False
+        run.attempt = state.attempts + 1 if state.attempts else 2
+        events = self._events(run, [self._claim(run)])
+        result = await self.log.append(run.aggregate, events, run.head)
+        run.head, run.claimed = result.head, True
+        return isinstance(result, Appended)
+
+    async def _settle(self, run: Run, payload: Payload) -> None:
+        """Commit how the task ended; when the log has it, acknowledge and answer."""
+        payloads = [payload] if run.claimed else [self._claim(run), payload]
+        events = self._events(run, payloads)
+        result = await self.log.append(run.aggregate, events, run.head)
+        message = run.delivery.message
+        if not isinstance(result, Appended):
+            logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
+            entry = await self.log.last(run.aggregate)
+            if entry and fold(decode_commit(entry.body, entry.position)).ended:
+                self.client.respond(message, ACK)
+            return
+        self.client.respond(message, ACK)
+        self.done += 1
+        if isinstance(payload, TaskDuplicate):
+            if run.reply:
+                self._spawn(self._answer_as(run.reply, payload.of))
+            return
+        if not isinstance(payload, TaskCompleted):
+            self.failed += 1
+        if run.reply:
+            answer = answer_of(fold(events), run.id)
+            assert answer is not None, "a task that ended has an answer"
+            self.client.publish(run.reply, answer[0], headers=answer[1])
+
+    async def _answer_as(self, reply: str, task: str) -> None:
+        body, headers = await self.results.wait(task, DUPLICATE_WAIT)
+        self.client.publish(reply, body, headers=headers)
+
+    def claim_and(self, run: Run, payload: Payload) -> list[Any]:
+        """The events that end a run now; for the watch, which may have to end it from outside the loop."""
+        return self._events(run, [payload] if run.claimed else [self._claim(run), payload])
+
+    def _claim(self, run: Run) -> TaskClaimed:
+        return TaskClaimed(attempt=run.attempt, agent=self.agent, assignment=self.assignment, code=self.code)
+
+    def _events(self, run: Run, payloads: list[Payload]) -> list[Any]:
+        return events_for(
+            run.aggregate, run.head, payloads, source=self.source, correlation=run.id, causation=run.id
+        )
+
+    def _forget(self, run: Run) -> None:
+        if self.running.pop(run.delivery.position, None) is not None:
+            self._release()
+
+    def _release(self) -> None:
+        if self._puller:
+            self._puller.release()
+
+    def _spawn(self, work: Any) -> None:
+        if len(self._side) < 1024:
+            task = asyncio.get_running_loop().create_task(work)
+            self._side.add(task)
+            task.add_done_callback(self._side.discard)
+        else:
+            work.close()
+            logger.warning("1,024 duplicates wait for their originals; one more gets no reply")
+
+    # -- time
+
+    async def _sweep(self) -> None:
+        """End runs that are past their time, and show that the loop is alive."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            self.pulse = now = time.monotonic()
+            for run in [run for run in self.running.values() if run.expires <= now and not run.abandoned]:
+                self._expire(run)
+
+    def _expire(self, run: Run) -> None:
+        run.abandoned = True
+        if run.task:
+            run.task.cancel()
+        self._spawn(self._settle_expired(run))
+
+    async def _settle_expired(self, run: Run) -> None:
+        seconds = time.monotonic() - run.started
+        error = DeadlineExceeded(f"{self.name} was not done after {seconds:.1f} s", task=run.id)
+        try:
+            await self._settle(run, _failure(error, seconds))
+        except LogError as failure:
+            logger.warning("task %s: %s It will be delivered again.", run.id, failure)
+        finally:
+            self._forget(run)
+        await asyncio.sleep(STUBBORN)
+        if (run.thread and not run.thread.done()) or (run.task and not run.task.done()):
+            self.stuck += 1
+            self._on_worn(f"task {run.id} goes on although its time is over, and cannot be stopped")
+
+
+def _program_failed(name: str, error: BaseException) -> ProgramFailed:
+    """What the client is told: the kind of error. Its words may hold anything, so they stay in the log."""
+    failure = ProgramFailed(f"{name} raised {type(error).__name__}; its events have the details", type=type(error).__name__)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    failure.detail = f"{type(error).__name__}: {str(error)[:1000]}{place}"
+    return failure
+
+
+def _failure(error: TaskError, seconds: float) -> TaskFailed:
+    return TaskFailed(
+        code=error.code, type=error.type, message=error.message, detail=error.detail,
+        seconds=round(seconds, 6),
+    )  # fmt: skip

@@ -1,0 +1,380 @@
+"""The hardened NATS client: nats-py's connection, with its traps closed and a direct path for the hot messages.
+
+What differs from nats-py as it comes:
+- bytes that are not UTF-8 in a subject or reply never end the reading loop; and if that loop ever ends, we reconnect;
+- it reconnects for ever, and says in one plain sentence every few seconds that it is trying;
+- handlers are called straight from the reading loop with undecoded bytes: no queue that drops, no task a message;
+- requests share one inbox and can be pipelined; what was in flight when the connection broke fails at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Self
+
+from nats.aio.client import Client as NatsClient
+from nats.aio.subscription import Subscription as NatsSubscription
+from nats.errors import Error as NatsError
+
+from dspex.core.errors import ConnectionFailed
+
+__all__ = ["Client", "Message"]
+
+logger = logging.getLogger("dspex.bus")
+
+CALL_TIMEOUT = 5.0
+MAX_BUFFERED = 8 << 20
+COMPLAIN_EVERY = 3.0
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_Handler = Callable[["Message"], None]
+
+
+class Message:
+    """A message as it came off the wire; text is decoded when it is asked for."""
+
+    __slots__ = ("_headers", "_raw", "data", "raw_reply", "raw_subject")
+
+    def __init__(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        self.raw_subject, self.raw_reply, self.data, self._raw = subject, reply, data, headers
+        self._headers: dict[str, str] | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.raw_subject.decode("utf-8", "backslashreplace")
+
+    @property
+    def reply(self) -> str:
+        return self.raw_reply.decode("utf-8", "backslashreplace")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self._headers is None:
+            self._headers = dict(_header_fields(self._raw)) if self._raw else {}
+        return self._headers
+
+    @property
+    def status(self) -> int:
+        raw = self._raw
+        code = raw[9:12] if raw else b""
+        return int(code) if code.isdigit() else 0
+
+    @property
+    def has_headers(self) -> bool:
+        return self._raw is not None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.subject} {len(self.data)} bytes>"
+
+
+def _header_fields(raw: bytes) -> Iterator[tuple[str, str]]:
+    for line in raw.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            text = name.strip().decode("ascii", "backslashreplace")
+            if text[:6].lower() == "dspex-":
+                text = text.title()  # some clients change the case of header names
+            yield text, value.strip().decode("utf-8", "backslashreplace")
+
+
+class _Tap:
+    """Interest in a subject whose messages go straight to a handler."""
+
+    def __init__(self, wire: _Wire, sid: int, subject: str) -> None:
+        self._wire, self._sid, self.subject = wire, sid, subject
+
+    def close(self) -> None:
+        self._wire.untap(self._sid)
+
+
+class _Wire(NatsClient):
+    """nats-py's client with a direct path in (`tap`) and out (`send`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._taps: dict[int, _Handler] = {}
+
+    def tap(self, subject: str, queue: str, handler: _Handler) -> _Tap:
+        self._sid += 1
+        sid = self._sid
+        # The library's own record of the subscription, so that it is made again after a reconnect.
+        self._subs[sid] = NatsSubscription(self, sid, subject, queue=queue, pending_msgs_limit=1)
+        self._taps[sid] = handler
+        self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
+        return _Tap(self, sid, subject)
+
+    def untap(self, sid: int) -> None:
+        if self._taps.pop(sid, None) is not None:
+            self._subs.pop(sid, None)
+            if not self.is_closed:
+                self.send(f"UNSUB {sid}\r\n".encode())
+
+    def send(self, command: bytes) -> None:
+        if self.is_closed:
+            raise ConnectionFailed("the connection to NATS is closed")
+        if not self.is_connected and self._pending_data_size + len(command) > MAX_BUFFERED:
+            raise ConnectionFailed(f"NATS has been away too long: {MAX_BUFFERED >> 20} MiB wait to be sent")
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        queue = self._flush_queue
+        if self.is_connected and queue is not None and queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._taps.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            handler(Message(subject, reply, data, headers or None))
+        except Exception:
+            logger.exception("a handler failed on a message of %d bytes", len(data))
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+        return self.msg_class(
+            subject=subject.decode("utf-8", "backslashreplace"), reply=reply.decode("utf-8", "backslashreplace"),
+            data=data, headers=headers, _client=self, _sid=sid,
+        )  # fmt: skip
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        # The library's loop ends for good on an error it does not expect and leaves the client looking connected.
+        if self._reading_task is asyncio.current_task() and self.is_connected:
+            await self._process_op_err(NatsError("the reading loop ended"))
+
+
+class Client:
+    """A connection to NATS: the `Connection` port, over nats-py.
+
+    Make one with `await Client.connect(url)`. Handlers run in the reading loop, so they must not block; an exception
+    in one is logged and costs nothing else.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url, self.name = url, name
+        self._wire = _Wire()
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}."
+        self._tokens = itertools.count(1)
+        self._waiting: dict[bytes, tuple[asyncio.Future[Message], float]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self._lost_at: float | None = None
+        self._complained = time.monotonic()
+        self._last_error: Exception | None = None
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_closed: list[Callable[[], None]] = []
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, name: str = "dspex", wait: float | None = 2.0, credentials: str | None = None
+    ) -> Self:
+        """Connect. `wait` is how many seconds to keep trying (None: for ever, with a sentence every few seconds).
+
+        `url` may name several servers, separated by commas; `credentials` is the path of a NATS credentials file.
+        Raises ConnectionFailed with a sentence that names the address.
+        """
+        client = cls(url, name)
+        started = time.monotonic()
+        while True:
+            try:
+                await client._open(credentials)
+                return client
+            except (OSError, NatsError, asyncio.TimeoutError, ValueError) as error:
+                away = time.monotonic() - started
+                sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
+                if wait is not None and away >= wait:
+                    raise ConnectionFailed(f"{sentence}; start one with `dspex up`, or name yours with --nats URL") from None
+                client._complain(f"{sentence}; trying again, {away:.0f} s so far")
+                await asyncio.sleep(min(0.1 if wait is not None else 0.5, 0.5))
+                client._wire = _Wire()
+
+    async def _open(self, credentials: str | None) -> None:
+        wire = self._wire
+        await wire.connect(
+            self.url.split(","), name=self.name, allow_reconnect=False, connect_timeout=5,
+            reconnect_time_wait=0, max_reconnect_attempts=1, ping_interval=5, max_outstanding_pings=2,
+            error_cb=self._on_error, disconnected_cb=self._on_lost, reconnected_cb=self._on_back,
+            closed_cb=self._on_closed, user_credentials=credentials,
+        )  # fmt: skip
+        # Only the first connect is ours to repeat; from here on the library does it, for ever.
+        wire.options["allow_reconnect"] = True
+        wire.options["reconnect_time_wait"] = 0.1
+        wire.options["max_reconnect_attempts"] = -1
+        if len(wire.servers) < self.url.count(",") + 1:
+            wire.set_server_pool(self.url.split(","))
+        wire.tap(f"{self._inbox}*", "", self._on_reply)
+        self._sweeper = asyncio.create_task(self._sweep(), name="dspex-call-timeouts")
+
+    @property
+    def max_payload(self) -> int:
+        return self._wire._max_payload
+
+    @property
+    def connected(self) -> bool:
+        return self._wire.is_connected
+
+    def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """Send without waiting. ValueError for a subject or header that cannot be sent, or a body over the limit."""
+        _check_subject(subject)
+        if reply:
+            _check_subject(reply)
+        self._wire.send(self._command(subject, reply, data, headers))
+
+    def respond(self, message: Message, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
+        """Answer a request on the reply subject it came with, byte for byte."""
+        reply = message.raw_reply
+        if reply and b"\r" not in reply and b" " not in reply:
+            self._wire.send(_frame(reply, b"", data, headers))
+
+    def call(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Awaitable[Message]:
+        """Send a request and return the future of its reply; it fails with TimeoutError after 5 s."""
+        return self._call(subject, data, headers, CALL_TIMEOUT)
+
+    def _call(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float
+    ) -> asyncio.Future[Message]:
+        loop = asyncio.get_running_loop()
+        token = b"%x" % next(self._tokens)
+        self._wire.send(self._command(subject, self._inbox + token.decode(), data, headers))
+        future: asyncio.Future[Message] = loop.create_future()
+        self._waiting[token] = (future, loop.time() + timeout)
+        return future
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> Message:
+        """Send a request and wait for one reply; no responders come as a message with status 503."""
+        _check_subject(subject)
+        async with asyncio.timeout(timeout):
+            return await self._call(subject, data, headers, timeout + 1)
+
+    def subscribe(self, subject: str, handler: _Handler, *, queue: str = "") -> _Tap:
+        _check_subject(subject)
+        return self._wire.tap(subject, queue, handler)
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has seen everything sent so far. Raises ConnectionFailed."""
+        try:
+            await self._wire.flush(timeout=max(1, round(timeout)))
+        except NatsError as error:
+            raise ConnectionFailed(f"the NATS server does not answer ({_reason(error)})") from None
+
+    async def close(self) -> None:
+        """Send what waits, then close."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        if not self._wire.is_closed:
+            if self._wire.is_connected:
+                try:
+                    await self._wire.flush(timeout=1)
+                except NatsError:
+                    logger.debug("not everything could be sent before closing")
+            self.on_closed.clear()
+            await self._wire.close()
+        self._fail_waiting("the connection to NATS was closed")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # -- inside
+
+    def _command(self, subject: str, reply: str, data: bytes, headers: Mapping[str, str] | None) -> bytes:
+        if len(data) > self._wire._max_payload:
+            raise ValueError(f"{len(data):,} bytes are more than the server's limit of {self._wire._max_payload:,}")
+        return _frame(subject.encode(), reply.encode(), data, headers)
+
+    def _on_reply(self, message: Message) -> None:
+        waiting = self._waiting.pop(message.raw_subject[len(self._inbox) :], None)
+        if waiting and not waiting[0].done():
+            waiting[0].set_result(message)
+
+    async def _sweep(self) -> None:
+        """Expire calls. A token's timeout is nearly constant, so the table is nearly in order of expiry."""
+        while True:
+            await asyncio.sleep(0.25)
+            now = asyncio.get_running_loop().time()
+            for token in [token for token, (_, expires) in self._waiting.items() if expires < now]:
+                future, _ = self._waiting.pop(token)
+                if not future.done():
+                    future.set_exception(TimeoutError("no reply in time"))
+                    future.exception()
+            if self._lost_at is not None:
+                away = time.monotonic() - self._lost_at
+                self._complain(f"no NATS server answers at {_shown(self.url)} for {away:.0f} s; trying on")
+
+    def _fail_waiting(self, why: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for future, _ in waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionFailed(why))
+                future.exception()
+
+    def _complain(self, sentence: str) -> None:
+        now = time.monotonic()
+        if now - self._complained >= COMPLAIN_EVERY:
+            self._complained = now
+            logger.warning(sentence)
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
+        if "permissions violation" in str(error).lower():
+            logger.warning("the NATS server refused: %s", error)
+        else:
+            logger.debug("nats: %r", error)
+
+    async def _on_lost(self) -> None:
+        if not self._wire.is_closed:
+            self._lost_at = time.monotonic()
+            self._fail_waiting("the connection to NATS was lost; whether the request was carried out is unknown")
+
+    async def _on_back(self) -> None:
+        away = time.monotonic() - self._lost_at if self._lost_at is not None else 0.0
+        self._lost_at = None
+        logger.info("connected to NATS again after %.1f s", away)
+        for callback in self.on_reconnect:
+            callback()
+
+    async def _on_closed(self) -> None:
+        self._fail_waiting("the connection to NATS is closed")
+        for callback in self.on_closed:
+            callback()
+
+
+def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
+    if headers is None:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
+    fields = "".join([_field(name, value) for name, value in headers.items()])
+    block = f"NATS/1.0\r\n{fields}\r\n".encode()
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(block), len(block) + len(data), block, data)
+
+
+def _field(name: str, value: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no header name")
+    if "\r" in value or "\n" in value:
+        value = value.replace("\r", " ").replace("\n", " ")
+    return f"{name}: {value}\r\n"
+
+
+def _check_subject(subject: str) -> None:
+    if not subject or any(character.isspace() for character in subject):
+        raise ValueError(f"{subject!r} is no subject")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+        return "connection refused"
+    text = str(error).removeprefix("nats: ")
+    return text or type(error).__name__
+
+
+def _shown(url: str) -> str:
+    """The address without a user's name and password."""
+    return re.sub(r"//[^@/]*@", "//", url)

@@ -1,0 +1,137 @@
+"""Overlapping pulls from a durable consumer, never more than there are free slots to work in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+
+from dspex.bus.client import Client, Message
+from dspex.core.ports import Subscription
+
+__all__ = ["Delivery", "Puller"]
+
+logger = logging.getLogger("dspex.bus")
+
+EXPIRES = 20.0
+RETRY = 0.25
+ACK, IN_PROGRESS, NAK = b"+ACK", b"+WPI", b"-NAK"
+
+
+class Delivery:
+    """A task message as a consumer delivered it. `position` is where it stands in the stream, `stored_at` when it
+    got there (seconds since the epoch), `delivered` how often it has been delivered."""
+
+    __slots__ = ("delivered", "message", "position", "stored_at")
+
+    def __init__(self, message: Message) -> None:
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.<consumer seq>.<time>.<pending>, newer: 2 tokens more
+        tokens = message.raw_reply.split(b".")
+        start = 4 if len(tokens) == 9 else 6
+        self.message = message
+        self.delivered = int(tokens[start])
+        self.position = int(tokens[start + 1])
+        self.stored_at = int(tokens[start + 3]) / 1e9
+
+
+class Puller:
+    """Keeps a consumer's deliveries coming, up to `slots` at a time; `release` gives a slot back.
+
+    What was asked for and not yet delivered counts as taken, so an agent never holds more than it can work on.
+    """
+
+    def __init__(
+        self, client: Client, stream: str, consumer: str, slots: int, handler: Callable[[Delivery], None]
+    ) -> None:
+        self._client, self._slots, self._handler = client, slots, handler
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._held = 0
+        self._asked = 0
+        self._horizon = 0.0
+        self._running = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    def start(self) -> None:
+        self._running = True
+        self._client.on_reconnect.append(self._begin)
+        self._keeper = asyncio.create_task(self._keep(), name="dspex-pull-keeper")
+        self._begin()
+
+    def stop(self) -> None:
+        """Ask for no more. What the server has sent and we have not read is delivered again, to somebody else."""
+        if self._running:
+            self._running = False
+            self._client.on_reconnect.remove(self._begin)
+            if self._keeper:
+                self._keeper.cancel()
+            if self._subscription:
+                self._subscription.close()
+
+    def release(self) -> None:
+        """One delivery is done with."""
+        self._held -= 1
+        if self._running:
+            self._ask()
+
+    def _begin(self) -> None:
+        """Begin anew with another inbox: pulls made through the old one can deliver nothing any more."""
+        if self._subscription:
+            self._subscription.close()
+        self._asked = 0
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._subscription = self._client.subscribe(self._inbox, self._take)
+        self._ask()
+
+    def _ask(self) -> None:
+        free = self._slots - self._held - self._asked
+        if free <= 0 or (self._asked and free < max(1, self._slots // 4)):
+            return
+        self._asked += free
+        self._horizon = asyncio.get_running_loop().time() + EXPIRES + 5
+        body = b'{"batch":%d,"expires":%d}' % (free, EXPIRES * 1e9)
+        self._client.publish(self._subject, body, reply=self._inbox)
+
+    def _take(self, message: Message) -> None:
+        if not message.raw_reply.startswith(b"$JS.ACK."):
+            self._status(message)
+            return
+        self._asked = max(0, self._asked - 1)
+        self._held += 1
+        self._handler(Delivery(message))
+        if self._running:
+            self._ask()
+
+    def _status(self, message: Message) -> None:
+        """A pull ended early: it expired, the server shuts down, the leader moved, the consumer is gone."""
+        status = message.status
+        if status == 100 or not self._running:
+            return
+        left = message.headers.get("Nats-Pending-Messages", "")
+        if status in (404, 408) and left.isdecimal():
+            self._asked = max(0, self._asked - int(left))
+            self._ask()
+            return
+        logger.debug("a pull ended with %d", status)
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY, self._again)
+
+    def _again(self) -> None:
+        self._retry = None
+        if self._running:
+            self._begin()
+
+    async def _keep(self) -> None:
+        """Begin anew when pulls were made and not even their end has been heard of."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self._asked and asyncio.get_running_loop().time() > self._horizon:
+                self._begin()
+            self._ask()

@@ -1,0 +1,166 @@
+"""Streams and consumers as data, and the few calls that bring a server to that data.
+
+The log's stream never enables message schedules, rollup or per-message TTL, has no age, count or byte limit, and
+states its consumer limit: each of these loses or forges acknowledged messages in some corner (see the decisions).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from dspex.core.errors import LogError
+from dspex.core.ports import Connection
+from dspex.core.subjects import Subjects
+
+__all__ = [
+    "ACK_WAIT", "consumer_name", "ensure_consumer", "ensure_log", "jetstream_api", "lease_stream", "log_stream",
+    "set_doors", "task_consumer",
+]  # fmt: skip
+
+ACK_WAIT = 0.75
+"""Seconds after which a task whose holder sends no beat is given to another agent."""
+
+EPOCH = "dspex.epoch"
+MAX_CONSUMERS = 10_000
+NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
+IN_USE = {10058, 10148, 10105}
+
+
+def log_stream(subjects: Subjects, programs: Iterable[str], replicas: int = 1) -> dict[str, Any]:
+    """The log's stream: all events, and the stored doors of every registered program."""
+    doors = [door for program in sorted(programs) for door in subjects.doors(program)]
+    return {
+        "name": subjects.stream,
+        "description": "dspex: every event, and the doors of every registered program",
+        "subjects": [subjects.events, *doors],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_consumers": MAX_CONSUMERS,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msg_size": -1,
+        "max_msgs_per_subject": -1,
+        "discard": "old",
+        "duplicate_window": 120_000_000_000,
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+        "allow_msg_schedules": False,
+        "deny_delete": False,
+        "deny_purge": False,
+    }
+
+
+def lease_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
+    """One message a lease: who holds it. Its stream sequence is the fencing token."""
+    return {
+        "name": subjects.lease_stream,
+        "description": "dspex: who holds which role",
+        "subjects": [subjects.lease(">")],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1,
+        "max_msgs": 10_000,
+        "discard": "old",
+        "duplicate_window": 100_000_000,
+        "allow_direct": False,
+    }
+
+
+def consumer_name(program: str) -> str:
+    return f"task-{program}"
+
+
+def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
+    """The one durable pull consumer of a program. Attempts are counted in the log, so it delivers for ever."""
+    return {
+        "durable_name": consumer_name(program),
+        "description": f"tasks of {program}",
+        "filter_subject": subjects.door("task", program),
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": int(ACK_WAIT * 1e9),
+        "max_deliver": -1,
+        "max_ack_pending": 65_536,
+        "max_waiting": 4_096,
+        "replay_policy": "instant",
+    }
+
+
+async def jetstream_api(connection: Connection, verb: str, body: object = None, timeout: float = 10.0) -> dict[str, Any]:
+    """One call of the JetStream API. The reply's `error` is left for the caller; LogError when nobody answers."""
+    data = b"" if body is None else msgspec.json.encode(body)
+    try:
+        reply = await connection.request(f"$JS.API.{verb}", data, timeout=timeout)
+    except TimeoutError:
+        raise LogError(f"JetStream did not answer {verb} within {timeout:.0f} s") from None
+    if reply.status == 503:
+        raise LogError("the server has no JetStream; start nats-server with -js, or use `dspex up` without --nats")
+    answer: dict[str, Any] = msgspec.json.decode(reply.data)
+    return answer
+
+
+async def ensure_log(
+    connection: Connection, subjects: Subjects, programs: Iterable[str] = (), replicas: int = 1
+) -> str:
+    """Create the log's stream unless it is there; return its epoch id. An existing stream is left as it is."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    if _code(info) in NOT_FOUND:
+        config = log_stream(subjects, programs, replicas) | {"metadata": {EPOCH: secrets.token_hex(8)}}
+        info = await jetstream_api(connection, f"STREAM.CREATE.{subjects.stream}", config)
+        if _code(info) in IN_USE:
+            info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    epoch = info["config"].get("metadata", {}).get(EPOCH)
+    if not epoch:
+        raise LogError(f"the stream {subjects.stream} was not made by dspex; choose another prefix")
+    return str(epoch)
+
+
+async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
+    """Create a stream unless one of that name is there."""
+    answer = await jetstream_api(connection, f"STREAM.CREATE.{config['name']}", config)
+    if _code(answer) not in IN_USE:
+        _refuse(answer, f"the stream {config['name']}")
+
+
+async def set_doors(connection: Connection, subjects: Subjects, programs: Iterable[str]) -> None:
+    """Bring the stream's subjects to the events and the doors of exactly these programs."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    config = info["config"]
+    wanted = log_stream(subjects, programs)["subjects"]
+    if sorted(config["subjects"]) != sorted(wanted):
+        answer = await jetstream_api(
+            connection, f"STREAM.UPDATE.{subjects.stream}", config | {"subjects": wanted}, timeout=30
+        )
+        _refuse(answer, "the programs' doors")
+
+
+async def ensure_consumer(connection: Connection, subjects: Subjects, program: str) -> None:
+    """Create the program's consumer, or bring an existing one to today's configuration."""
+    config = task_consumer(subjects, program)
+    name = config["durable_name"]
+    answer = await jetstream_api(
+        connection,
+        f"CONSUMER.CREATE.{subjects.stream}.{name}.{config['filter_subject']}",
+        {"stream_name": subjects.stream, "config": config, "action": ""},
+        timeout=30,
+    )
+    _refuse(answer, f"the consumer {name}")
+
+
+def _code(answer: dict[str, Any]) -> int:
+    return int(answer.get("error", {}).get("err_code", 0))
+
+
+def _refuse(answer: dict[str, Any], what: str) -> None:
+    if "error" in answer:
+        raise LogError(f"JetStream refused {what}: {answer['error'].get('description', 'no reason given')}")

@@ -1,0 +1,206 @@
+"""The doors as a Python caller uses them: ask, submit, result, score, and what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+
+import msgspec
+
+from dspex.bus.client import Client, Message
+from dspex.core import headers as h
+from dspex.core.errors import NotFound, TaskError, Unavailable, task_error
+from dspex.core.subjects import Subjects, valid_token
+
+__all__ = ["Caller"]
+
+GATHER = 0.25
+"""Seconds without another answer after which discovery is taken as complete."""
+
+
+class Caller:
+    """A client of one installation. Bodies are JSON bytes; every refusal is a TaskError with its code."""
+
+    def __init__(self, client: Client, prefix: str = "dspex") -> None:
+        self.client, self.subjects = client, Subjects(prefix)
+
+    @classmethod
+    async def connect(cls, url: str, *, prefix: str = "dspex", wait: float | None = 2.0, credentials: str | None = None) -> Self:
+        """Connect to an installation. Raises ConnectionFailed."""
+        return cls(await Client.connect(url, name="dspex caller", wait=wait, credentials=credentials), prefix)
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def ask(
+        self, program: str, body: bytes, *, timeout: float = 60.0, headers: Mapping[str, str] | None = None
+    ) -> tuple[bytes, str]:
+        """Run and wait: the output's bytes and the task's id."""
+        reply = await self._request(self._door("ask", program), body, timeout, headers)
+        return reply.data, reply.headers.get(h.TASK, "")
+
+    async def submit(self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+        """Store a task and return its id; from then on it cannot be lost."""
+        fields = dict(headers or {})
+        if key is not None:
+            fields[h.KEY] = key
+        return str(await self._store("task", program, body, fields))
+
+    async def result(self, program: str, task: str, *, timeout: float = 60.0) -> bytes:
+        """The output of a task by id or key, waited for. Raises TaskError with code 202 when it is not done in time."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while True:
+            wait = max(0.0, min(until - loop.time(), h.DEFAULT_WAIT))
+            try:
+                reply = await self._request(
+                    self._door("result", program), task.encode(), wait + 5, {h.WAIT: f"{wait:.3f}"}
+                )
+                return reply.data
+            except TaskError as error:
+                if error.code != 202 or loop.time() >= until:
+                    raise
+
+    async def score(self, program: str, task: str, score: float, feedback: str = "") -> int:
+        """Score a task; returns the position of the outcome in the log."""
+        body: dict[str, Any] = {"task": int(task) if task.isdecimal() else task, "score": score}
+        if feedback:
+            body["feedback"] = feedback
+        return await self._store("outcome", program, msgspec.json.encode(body), {})
+
+    async def signal(self, program: str, task: str, name: str, value: Any) -> int:
+        """Tell a task something; returns the signal's position in the log."""
+        body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
+        return await self._store("signal", program, msgspec.json.encode(body), {})
+
+    async def variables(self, program: str) -> dict[str, Any]:
+        """The values in force and the space they are from."""
+        reply = await self._request(self.subjects.variables(program, "get"), b"", 5.0, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
+    async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:
+        """One page of the log: `{"epoch", "events", "next", "head"}`. `wait` seconds for something new (tail)."""
+        verb = "read" if wait is None else "tail"
+        fields = None if wait is None else {h.WAIT: str(wait)}
+        reply = await self._request(
+            self.subjects.log(verb), msgspec.json.encode(query), 15.0 + (wait or 0), fields
+        )
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
+    async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        """Every event that the query names, page by page, up to where the log stands now."""
+        after = int(query.pop("after", 0))
+        while True:
+            page = await self.read_log(after=after, **{"limit": 1000, **query})
+            for event in page["events"]:
+                yield event
+            if page["next"] <= after or page["next"] >= page["head"]:
+                return
+            after = page["next"]
+
+    async def program_of(self, task: str) -> str:
+        """Which program a task id belongs to. Raises NotFound."""
+        page = await self.read_log(task=task, limit=1)
+        if not page["events"]:
+            raise NotFound(f"the log has no task {task}")
+        return str(page["events"][0]["data"]["program"])
+
+    async def gather(self, verb: str = "STATS") -> list[dict[str, Any]]:
+        """What every dspex service of this installation answers to PING, INFO or STATS."""
+        answers: list[dict[str, Any]] = []
+        heard = asyncio.Event()
+
+        def take(message: Message) -> None:
+            if message.status or not message.data:
+                return
+            answer = msgspec.json.decode(message.data)
+            if answer.get("metadata", {}).get("dspex") == self.subjects.prefix:
+                answers.append(answer)
+            heard.set()
+
+        inbox = f"_INBOX.{secrets.token_hex(11)}"
+        subscription = self.client.subscribe(inbox, take)
+        try:
+            self.client.publish(f"$SRV.{verb}", b"", reply=inbox)
+            while True:
+                heard.clear()
+                try:
+                    await asyncio.wait_for(heard.wait(), GATHER)
+                except TimeoutError:
+                    return answers
+        finally:
+            subscription.close()
+
+    async def processes(self) -> list[dict[str, Any]]:
+        """Everything that runs, one dict a process, as `dspex ps --json` shows it; supervised ones that are down too."""
+        found: dict[str, dict[str, Any]] = {}
+        for answer in await self.gather():
+            data = answer.get("data") or {}
+            for process in data.get("processes", ()):
+                found.setdefault(process["agent"], _process(process))
+            if "agent" in data:
+                found[data["agent"]] = _process(data)
+        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3}
+        return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 4), p["agent"]))
+
+    # -- inside
+
+    def _door(self, door: str, program: str) -> str:
+        if not valid_token(program):
+            raise NotFound(f"{program[:80]!r} is no program's name")
+        return self.subjects.door(door, program)
+
+    async def _request(
+        self, subject: str, body: bytes, timeout: float, headers: Mapping[str, str] | None
+    ) -> Message:
+        try:
+            reply = await self.client.request(subject, body, headers=headers, timeout=timeout)
+        except TimeoutError:
+            raise task_error(408, f"no answer on {subject} within {timeout:g} s") from None
+        if reply.status == 503:
+            raise Unavailable(f"nobody serves {subject}; `dspex ps` shows what runs")
+        code = reply.headers.get(h.ERROR_CODE)
+        if code is not None:
+            raise _error(int(code), reply)
+        return reply
+
+    async def _store(self, door: str, program: str, body: bytes, headers: Mapping[str, str]) -> int:
+        subject = self._door(door, program)
+        try:
+            reply = await self.client.request(subject, body, headers=headers or None)
+        except TimeoutError:
+            raise Unavailable(
+                f"the log did not confirm on {subject}; it may or may not have it: try again with a key"
+            ) from None
+        if reply.status == 503:
+            raise NotFound(f"there is no program {program}; `dspex ps` shows what runs")
+        answer = msgspec.json.decode(reply.data)
+        if "error" in answer:
+            raise Unavailable(f"the log refused it: {answer['error'].get('description', 'no reason given')}")
+        return int(answer["seq"])
+
+
+def _error(code: int, reply: Message) -> TaskError:
+    try:
+        error = msgspec.json.decode(reply.data).get("error") or {}
+    except (msgspec.DecodeError, AttributeError):
+        error = {}
+    message = error.get("message") or reply.headers.get(h.ERROR, "")
+    return task_error(code, message, type=error.get("type", ""), task=error.get("task") or reply.headers.get(h.TASK))
+
+
+def _process(data: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {
+        name: data.get(name) for name in ("agent", "program", "pid", "state", "restarts")
+    } | {"tasks": data.get("tasks", 0)}
+    if not data.get("program"):
+        shown["role"] = data.get("role")
+    return shown

@@ -1,0 +1,65 @@
+"""A data folder: one system at a time, known by a short name, with a note of where it is reached."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+from pathlib import Path
+
+from dspex.compose.settings import PLACE, Place
+from dspex.core.errors import ConfigurationError
+
+__all__ = ["Folder"]
+
+
+class Folder:
+    """`data` as ours while it is open: a lock that ends with the process, a name that stays."""
+
+    def __init__(self, data: Path) -> None:
+        self.path = data.absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the data folder {data} cannot be used ({error.strerror}); choose another with --data"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            os.close(self._lock)
+            raise ConfigurationError(
+                f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
+                "stop it, or choose another with --data"
+            ) from None
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            self.name = self._own_name()
+        except OSError as error:
+            raise ConfigurationError(f"the data folder {data} cannot be written ({error.strerror})") from None
+
+    def announce(self, url: str, prefix: str) -> None:
+        """Note where the system is reached, for the commands; whole or not at all."""
+        note = self.path / f"{PLACE}.new"
+        note.write_text(Place(nats=url, pid=os.getpid(), prefix=prefix).model_dump_json())
+        note.replace(self.path / PLACE)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.path / PLACE).unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+    def _own_name(self) -> str:
+        """Four hex digits that tell this system's agents from those of others on the same server."""
+        file = self.path / "name"
+        if file.exists() and re.fullmatch(r"[0-9a-f]{4}", name := file.read_text().strip()):
+            return name
+        name = secrets.token_hex(2)
+        file.write_text(name)
+        return name

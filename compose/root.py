@@ -1,0 +1,205 @@
+"""The processes of a system and how they stand above each other.
+
+    root          what `dspex up` started: looks after the two below it, and prints
+    ├── server       nats-server, when it is ours
+    └── supervisor   has the programs loaded and forks the ones below it
+        ├── registrar
+        └── agents
+
+A process that dies is started again by the one above it. When the root dies, all of them end within a second.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dspex.agents.link import Link
+from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
+from dspex.bus.server import Server
+from dspex.compose.app import load_app
+from dspex.compose.folder import Folder
+from dspex.core.errors import DspexError
+from dspex.core.program import Program
+
+__all__ = ["Plan", "SystemSpec", "run_root"]
+
+SUPERVISOR, REGISTRAR, SERVER = "supervisor", "registrar", "server"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program to serve: `app` is loaded in the supervisor, unless `program` is given; `agents` serve each."""
+
+    app: str = ""
+    agents: int = 1
+    program: type[Program] | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """A system to run: what, on which data folder, on whose server (None: our own)."""
+
+    plans: Sequence[Plan]
+    data: Path = Path(".dspex")
+    nats: str | None = None
+    port: int = 0
+    credentials: str | None = None
+    prefix: str = "dspex"
+    durability: str = "process"
+    replace: bool = False
+    debug: bool = False
+
+
+def run_root(
+    spec: SystemSpec, *, parent: Link | None = None, on_event: Callable[[dict[str, Any]], None] = lambda event: None
+) -> int:
+    """Run a system until told to stop. Raises ConfigurationError before anything is started.
+
+    `on_event` hears `{"event": "ready", "nats", "data"}` once everything serves, then what dies and comes back, and
+    `{"event": "refused", "reason"}` when it cannot run; that goes to `parent`, too.
+    """
+    logging_to_stderr(spec.debug)
+    folder = Folder(spec.data)
+    server: Server | None = None
+    try:
+        if spec.nats is None:
+            server = Server(folder.path / "server", port=spec.port, durability=spec.durability)  # type: ignore[arg-type]
+            server.start()
+        url = spec.nats or (server.url if server else "")
+        root = _Root(spec, folder, server, url, parent, on_event)
+        root.supervisor.run()
+        return root.status
+    finally:
+        if server:
+            server.stop()
+        folder.close()
+
+
+class _Root:
+    def __init__(
+        self, spec: SystemSpec, folder: Folder, server: Server | None, url: str, parent: Link | None,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> None:  # fmt: skip
+        self.spec, self.folder, self.server, self.url, self.parent = spec, folder, server, url, parent
+        self.tell, self.status, self.ready = on_event, 0, False
+        children = [
+            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
+        ]
+        if server:
+            children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server))
+        self.supervisor = Supervisor(children, parent=parent, on_event=self._on_event, above=self._myself, grace=25.0)
+
+    def _myself(self) -> list[dict[str, Any]]:
+        return [
+            {"agent": f"root-{self.folder.name}", "program": None, "role": "root", "pid": os.getpid(),
+             "state": "serving", "restarts": 0}
+        ]  # fmt: skip
+
+    def _start_server(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
+        assert self.server is not None
+        self.server.start()
+        return self.server.pid, None
+
+    def _start_supervisor(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
+        return fork_child(
+            lambda link: _supervise(link, self.spec, self.folder.name, self.url), close_others
+        )
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "all-serving":
+            if not self.ready:
+                self.ready = True
+                self.folder.announce(self.url, self.spec.prefix)
+                self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
+            return
+        if kind == "refused" and not self.ready:
+            self.status = 1
+            self.supervisor.stop()
+        self._say(event)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        self.tell(event)
+        if self.parent and self.parent.open:
+            self.parent.send(event)
+
+
+def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
+    """The supervisor's process: load everything once, then fork agents that have it already."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
+    try:
+        plans = [(plan, program) for plan in spec.plans for program in _programs(plan)]
+        _check_names([program for _, program in plans])
+    except DspexError as error:
+        link.send({"refused": str(error)})
+        return EXIT_REFUSED
+    # Imported here, so that every agent is born with them and the root stays small.
+    from dspex.agents.agent import AgentSpec, agent_main
+    from dspex.agents.registrar import RegistrarSpec, registrar_main
+
+    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials)
+
+    def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
+        return fork_child(lambda line: registrar_main(line, life, registrar), close)
+
+    def agent(plan: Plan, program: type[Program], number: int) -> Child:
+        about = AgentSpec(
+            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
+            plan.values,
+        )  # fmt: skip
+
+        def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
+            return fork_child(lambda line: agent_main(line, life, about), close)
+
+        return Child(about.name, "agent", start, program=program.name, stage=1)
+
+    children = [Child(registrar.name, REGISTRAR, start_registrar)]
+    children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
+    gc.collect()
+    gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
+    return Supervisor(children, parent=link, voice=registrar.name).run()
+
+
+def _programs(plan: Plan) -> list[type[Program]]:
+    return [plan.program] if plan.program else load_app(plan.app)
+
+
+def _check_names(programs: Sequence[type[Program]]) -> None:
+    seen: dict[str, type[Program]] = {}
+    for program in programs:
+        other = seen.setdefault(program.name, program)
+        if other is not program:
+            raise DspexError(f"{other.__name__} and {program.__name__} are both called {program.name}; name one of them")
+
+
+def logging_to_stderr(debug: bool = False) -> None:
+    """The log of a dspex process: one line a record on stderr, tracebacks only when debugging."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain(debug))
+    root = logging.getLogger("dspex")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if debug else logging.WARNING)
+    root.propagate = False
+    logging.getLogger("nats").setLevel(logging.DEBUG if debug else logging.CRITICAL)
+
+
+class _Plain(logging.Formatter):
+    def __init__(self, debug: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        self._debug = debug
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        if self._debug:
+            return super().formatException(ei)
+        return f"{ei[0].__name__}: {ei[1]} (run with --debug for the traceback)"
+
+

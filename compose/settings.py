@@ -1,0 +1,116 @@
+"""Settings: a flag, then the environment, then `./dspex.toml`, then the NATS context, then the default."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dspex.core.errors import ConfigurationError
+
+__all__ = ["DEFAULT_URL", "Place", "ProgramSettings", "Settings", "find_server", "load_settings"]
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+FILE = "dspex.toml"
+PLACE = "system.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProgramSettings(_Frozen):
+    """One `[programs.<name>]` table: where the class is, and how many agents serve it."""
+
+    app: str
+    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class Settings(_Frozen):
+    """Everything that can be set. `nats` None means the embedded server."""
+
+    data: Path = Path(".dspex")
+    nats: str | None = None
+    credentials: str | None = None
+    prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
+    durability: Literal["power", "process"] = "power"
+    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    programs: dict[str, ProgramSettings] = {}
+
+
+class Place(BaseModel):
+    """Where a running system is, as its data folder tells the commands."""
+
+    nats: str
+    pid: int
+    prefix: str = "dspex"
+
+
+_ENVIRONMENT = {
+    "DSPEX_DATA": "data", "DSPEX_PREFIX": "prefix", "DSPEX_DURABILITY": "durability", "DSPEX_AGENTS": "agents",
+    "NATS_URL": "nats", "NATS_CREDS": "credentials",
+}  # fmt: skip
+
+
+def load_settings(
+    flags: Mapping[str, object], *, file: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """The settings in force. `flags` holds what was given on the command line (None: not given).
+
+    Raises ConfigurationError with one sentence that names the setting, its value and where it came from.
+    """
+    values: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    path = file or Path(FILE)
+    if path.is_file():
+        try:
+            values = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: {error}") from None
+        origin = dict.fromkeys(values, str(path))
+    elif file:
+        raise ConfigurationError(f"there is no file {file}")
+    for variable, name in _ENVIRONMENT.items():
+        if environment.get(variable):
+            values[name], origin[name] = environment[variable], variable
+    for name, value in flags.items():
+        if value is not None:
+            values[name], origin[name] = value, f"--{name.replace('_', '-')}"
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        source = origin.get(str(first["loc"][0]), str(path))
+        if first["type"] == "extra_forbidden":
+            raise ConfigurationError(f"{source}: {where} is not a setting of this version") from None
+        raise ConfigurationError(f"{source}: {where} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def find_server(settings: Settings) -> tuple[str, str]:
+    """The address and the prefix of the system a command means: the one named, else the one whose data folder is
+    here, else the NATS context, else the default port."""
+    if settings.nats:
+        return settings.nats, settings.prefix
+    try:
+        place = Place.model_validate_json((settings.data / PLACE).read_bytes())
+        return place.nats, place.prefix
+    except (OSError, ValidationError):
+        return _context_url() or DEFAULT_URL, settings.prefix
+
+
+def _context_url() -> str | None:
+    """The URL of the context that the `nats` command line has selected, if any."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats"
+    name = os.environ.get("NATS_CONTEXT")
+    try:
+        name = name or (home / "context.txt").read_text().strip()
+        url = json.loads((home / "context" / f"{name}.json").read_text()).get("url")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(url) if url else None

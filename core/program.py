@@ -1,0 +1,301 @@
+"""`Program`, the class people write: typed Input and Output, tunable variables, and a `predict` method."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, cast
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from dspex.core.declare import shown_name
+from dspex.core.definition import Definition, define
+from dspex.core.errors import InvalidAssignment, InvalidInput, ProgramFailed
+from dspex.core.explain import explain, shown
+from dspex.core.schema import Schema
+from dspex.core.signature import bus_name, check_limits, check_predict, is_abstract, schemas
+from dspex.core.space import Assignment, Space, canonical
+from dspex.core.variables import JsonScalar
+
+ASYNC_SLOTS = 64
+SYNC_SLOTS = 4
+
+
+class ProgramDescription(msgspec.Struct, frozen=True):
+    """What others may know of a program without its code.
+
+    `doc` is the first paragraph of its docstring, the schemas are JSON Schema, `variables` is the space as
+    JSON. `fingerprint` is the SHA-256 in hex of name and schemas: equal means "takes and gives the same".
+    """
+
+    name: str
+    doc: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+    variables: dict[str, Any]
+    fingerprint: str
+
+
+class Program:
+    """A typed unit of work with tunable variables.
+
+    A subclass defines `Input`, `Output` (both Schema) and `predict(self, input)`, plain or async; its
+    variables are class attributes made by `variable(...)`, its sub-programs are instances of other programs.
+    A subclass with none of the three is an abstract base. Mistakes raise DefinitionError when the class is
+    defined. An instance holds one assignment for good; `setup` runs once before its first `predict`.
+    """
+
+    name: ClassVar[str]
+    """The name on the bus: the class name in lower case unless the class says another."""
+
+    timeout: ClassVar[float] = 300.0
+    """Seconds that one attempt may take."""
+
+    attempts: ClassVar[int] = 3
+    """Claims whose process may die before the task is set aside."""
+
+    concurrency: ClassVar[int | None] = None
+    """Tasks at once per agent; None is 64 for an async predict, 4 for a plain one."""
+
+    is_async: ClassVar[bool]
+    """Whether predict is `async def`."""
+
+    Input: ClassVar[type[Schema]]
+    Output: ClassVar[type[Schema]]
+    predict: ClassVar[Callable[..., Any]]
+
+    __definition__: ClassVar[Definition | None] = None
+    _description: ClassVar[ProgramDescription]
+
+    assignment: Assignment
+    """The value of every active variable of this instance."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__definition__ = None
+        check_limits(cls)
+        if is_abstract(cls):
+            define(cls, Program, None)  # its variables are checked here, where their author sees it
+            cls.name = cls.__dict__.get("name", cls.__name__.lower())
+            return
+        cls.name = bus_name(cls)
+        takes, gives = schemas(cls)
+        cls.is_async = check_predict(cls)
+        cls.__definition__ = define(cls, Program, cls.Input)
+        cls._description = _describe(cls, cls.__definition__.space, takes, gives)
+
+    def __init__(self, *, assignment: Assignment | None = None, **values: object) -> None:
+        """With the default assignment, or with `assignment`, or with values by variable name on top of either.
+
+        Raises InvalidAssignment. Variables of sub-programs: `Q(assignment=Q.space().assign({"reader.k": 3}))`,
+        or an instance as the value: `Q(reader=Reader(k=3))`.
+        """
+        definition = _definition(type(self))
+        for name in values:
+            if name not in definition.space.variables and name in self.Input.model_fields:
+                problem = f"it is a field of Input, not a variable; write {type(self).__name__}()({name}=…)"
+                raise InvalidAssignment(name, values[name], problem)
+        self._bind(definition.space.assign(_by_path(definition, values), base=assignment))
+
+    def setup(self) -> None:
+        """Load models, build an index: called once per instance before its first predict. Override it."""
+
+    def prepare(self) -> None:
+        """Run `setup` of the sub-programs and of this instance, exactly once whoever calls; safe in threads."""
+        if self._prepared:
+            return
+        with self._preparing:
+            if self._prepared:
+                return
+            for child in self._children:
+                child.prepare()
+            self.setup()
+            self._prepared = True
+
+    @classmethod
+    def space(cls) -> Space:
+        """All variables of the program and of its sub-programs by path."""
+        return _definition(cls).space
+
+    @classmethod
+    def describe(cls) -> ProgramDescription:
+        """Name, doc, JSON Schemas, variables and fingerprint."""
+        _definition(cls)
+        return cls._description
+
+    @classmethod
+    def slots(cls) -> int:
+        """How many tasks one agent runs at once."""
+        return cls.concurrency or (ASYNC_SLOTS if cls.is_async else SYNC_SLOTS)
+
+    def with_assignment(self, assignment: Assignment) -> Self:
+        """Another instance like this one with other values; what its __init__ set is shared, setup runs anew."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._bind(self.space().assign({}, base=assignment))
+        return other
+
+    # The results are Any because a class can't name the Output of a subclass that nests it.
+    def __call__(self, input: Schema | None = None, /, **fields: object) -> Any:
+        """Run in this process and give the Output; not for an async predict inside a running event loop.
+
+        Raises InvalidInput, ProgramFailed when predict gives no Output, and whatever predict raises.
+        """
+        if self.is_async:
+            if _in_event_loop():
+                name = type(self).__name__
+                raise RuntimeError(
+                    f"{name}.predict is async and an event loop runs: use await program.acall(...)"
+                )
+            return asyncio.run(self.acall(input, **fields))
+        checked = self._check_input(input, fields)
+        self.prepare()
+        return self.check_output(self.predict(checked))
+
+    async def acall(self, input: Schema | None = None, /, **fields: object) -> Any:
+        """Like calling, to be awaited; a predict that is not async runs in a thread."""
+        checked = self._check_input(input, fields)
+        if not self._prepared:
+            await asyncio.to_thread(self.prepare)
+        result = self.predict(checked) if self.is_async else await asyncio.to_thread(self.predict, checked)
+        if inspect.isawaitable(result):
+            result = await result
+        return self.check_output(result)
+
+    def decode(self, body: bytes) -> Any:
+        """The Input in a body of JSON, with this instance's values where variable fields were not sent."""
+        # _bind puts Input.decode itself in this place when there is nothing to fill in.
+        return self._fill(self.Input.decode(body))
+
+    def check_output(self, value: object) -> Any:
+        """The value if it is an Output, an Output made of it if it fits, else raises ProgramFailed."""
+        if isinstance(value, self.Output):
+            return value
+        needed = shown_name(self.Output)
+        fields = value.model_dump() if isinstance(value, BaseModel) else value
+        if not isinstance(fields, Mapping):
+            gave = "nothing" if value is None else shown(value, texts=False)
+            raise ProgramFailed(f"predict gave {gave}, {needed} needs {_fields(self.Output)}")
+        try:
+            return self.Output.model_validate(fields)
+        except ValidationError as error:
+            gave, wrong = type(value).__name__, explain(error, self.Output, texts=False)
+            raise ProgramFailed(f"predict gave a {gave} that is no {needed}: {wrong}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _definition(type(self)).names and "assignment" in self.__dict__:
+            cls = type(self).__name__
+            raise AttributeError(
+                f"{cls}.{name} is fixed when an instance is made: make a new one, {cls}({name}=…)"
+            )
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.assignment.to_json().items())})"
+        )
+
+    def _bind(self, assignment: Assignment) -> None:
+        """Put values, sub-programs and computed values in `__dict__`, so that reading one costs nothing extra."""
+        definition = _definition(type(self))
+        space, place = definition.space, self.__dict__
+        # A variable that is not active reads as its default, so that code which looks at it still works.
+        values: dict[str, JsonScalar] = {**space.defaults, **assignment.values}
+        for name in definition.plain:
+            place[name] = values[name]
+        children: list[Program] = []
+        for name, module in definition.modules.items():
+            chosen = cast(str, values[name])
+            program = cast("type[Program]", module.program(chosen))
+            children.append(program(assignment=assignment.part(f"{name}.{chosen}.")))
+            place[name] = children[-1]
+        for name, template in definition.templates.items():
+            children.append(cast(Program, template).with_assignment(assignment.part(f"{name}.")))
+            place[name] = children[-1]
+        if definition.computed:
+            resolved = space.evaluate(values)
+            place.update({name: resolved[name] for name in definition.computed})
+        place.update(_children=tuple(children), _prepared=False, _preparing=threading.RLock())
+        place["_filling"] = _filling(definition, assignment)
+        place.pop("decode", None)
+        # A subclass may have its own decode; only the plain one is replaced by the shorter way.
+        if not place["_filling"] and type(self).decode is Program.decode:
+            place["decode"] = self.Input.decode
+        place["assignment"] = assignment
+
+    def _check_input(self, input: Schema | None, fields: dict[str, object]) -> Schema:
+        if input is None:
+            try:
+                return self._fill(self.Input(**fields))
+            except ValidationError as error:
+                raise InvalidInput(explain(error, self.Input)) from None
+        if fields:
+            raise InvalidInput("an Input or its fields are due, both came")
+        if not isinstance(input, self.Input):
+            raise InvalidInput(f"an instance of {shown_name(self.Input)} is due, {shown(input)} came")
+        return self._fill(input)
+
+    def _fill(self, input: Schema) -> Schema:
+        sent = input.model_fields_set
+        missing = {name: value for name, value in self._filling.items() if name not in sent}
+        return input.model_copy(update=missing) if missing else input
+
+    _children: tuple[Program, ...]
+    _prepared: bool
+    _preparing: threading.RLock
+    _filling: dict[str, JsonScalar]
+
+
+def _definition(cls: type[Program]) -> Definition:
+    if cls.__definition__ is None:
+        name = cls.__name__
+        raise TypeError(
+            f"{name} is abstract: it has no Input, Output and predict; use a subclass that defines them"
+        )
+    return cls.__definition__
+
+
+def _describe(
+    cls: type[Program], space: Space, takes: dict[str, Any], gives: dict[str, Any]
+) -> ProgramDescription:
+    text = inspect.cleandoc(cls.__dict__.get("__doc__") or "").split("\n\n")[0]
+    content = canonical({"name": cls.name, "input": takes, "output": gives})
+    fingerprint = hashlib.sha256(content).hexdigest()
+    return ProgramDescription(cls.name, " ".join(text.split()), takes, gives, space.to_json(), fingerprint)
+
+
+def _by_path(definition: Definition, values: Mapping[str, object]) -> dict[str, object]:
+    """Values by path; an instance in the place of a sub-program stands for all its values."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if not isinstance(value, Program) or not (name in definition.modules or name in definition.templates):
+            found[name] = value
+            continue
+        prefix = f"{name}."
+        if name in definition.modules:
+            found[name], prefix = type(value), f"{name}.{value.name}."
+        found |= {prefix + path: part for path, part in value.assignment.items()}
+    return found
+
+
+def _filling(definition: Definition, assignment: Assignment) -> dict[str, JsonScalar]:
+    """The fields of Input for which the assignment has another value than the field's own default."""
+    paths = {name: f"input.{name}" for name in definition.fields}
+    defaults = definition.space.defaults
+    return {n: assignment[p] for n, p in paths.items() if p in assignment and assignment[p] != defaults[p]}
+
+
+def _fields(schema: type[Schema]) -> str:
+    return ", ".join(list(schema.model_fields)[:8]) or "no fields"
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

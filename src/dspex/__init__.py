@@ -1,0 +1,80 @@
+"""dspex: machine learning programs as production software, on NATS.
+
+Everything public is here and is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "dspex.core.program": ("Program", "ProgramDescription"),
+    "dspex.core.schema": ("Schema",),
+    "dspex.core.variables": ("computed", "constraint", "variable"),
+    "dspex.core.space": ("Assignment", "Space"),
+    "dspex.core.types": (
+        "AttentionWeights", "Confidence", "Embedding", "Label", "ModelResponse", "Probability", "ReasoningChain",
+        "Score", "Secret", "Tensor", "TokenList",
+    ),
+    "dspex.core.errors": (
+        "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
+        "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound", "ProgramFailed",
+        "TaskError", "Unavailable",
+    ),
+    "dspex.compose.system": ("System",),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - a list, made of the table above
+
+if TYPE_CHECKING:
+    from dspex.compose.system import System as System
+    from dspex.core.errors import ConfigurationError as ConfigurationError
+    from dspex.core.errors import Conflict as Conflict
+    from dspex.core.errors import ConnectionFailed as ConnectionFailed
+    from dspex.core.errors import DeadlineExceeded as DeadlineExceeded
+    from dspex.core.errors import DefinitionError as DefinitionError
+    from dspex.core.errors import DspexError as DspexError
+    from dspex.core.errors import InvalidAssignment as InvalidAssignment
+    from dspex.core.errors import InvalidInput as InvalidInput
+    from dspex.core.errors import LimitExceeded as LimitExceeded
+    from dspex.core.errors import LogCorrupt as LogCorrupt
+    from dspex.core.errors import LogError as LogError
+    from dspex.core.errors import NotFound as NotFound
+    from dspex.core.errors import ProgramFailed as ProgramFailed
+    from dspex.core.errors import TaskError as TaskError
+    from dspex.core.errors import Unavailable as Unavailable
+    from dspex.core.program import Program as Program
+    from dspex.core.program import ProgramDescription as ProgramDescription
+    from dspex.core.schema import Schema as Schema
+    from dspex.core.space import Assignment as Assignment
+    from dspex.core.space import Space as Space
+    from dspex.core.types import AttentionWeights as AttentionWeights
+    from dspex.core.types import Confidence as Confidence
+    from dspex.core.types import Embedding as Embedding
+    from dspex.core.types import Label as Label
+    from dspex.core.types import ModelResponse as ModelResponse
+    from dspex.core.types import Probability as Probability
+    from dspex.core.types import ReasoningChain as ReasoningChain
+    from dspex.core.types import Score as Score
+    from dspex.core.types import Secret as Secret
+    from dspex.core.types import Tensor as Tensor
+    from dspex.core.types import TokenList as TokenList
+    from dspex.core.variables import computed as computed
+    from dspex.core.variables import constraint as constraint
+    from dspex.core.variables import variable as variable
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'dspex' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
