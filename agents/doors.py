@@ -15,11 +15,10 @@ import msgspec
 
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
-from dspex.bus.client import Client
+from dspex.bus.client import Client, Message
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, InvalidInput, Unavailable
-from dspex.core.ports import Message
 from dspex.core.subjects import Subjects
 
 __all__ = ["Doors"]

@@ -148,6 +148,7 @@ class Worker:
         if run.delivery.delivered > 1 and not await self._take_over(run):
             return
         started = time.perf_counter()
+        payload: Payload
         try:
             self._check_headers(run, headers)
             input = self.program.decode(message.data)
@@ -187,7 +188,7 @@ class Worker:
                 run.thread = asyncio.get_running_loop().run_in_executor(self._pool, program.predict, input)
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
-            body = output.encode()
+            body: bytes = output.encode()
         except TaskError:
             raise
         except asyncio.CancelledError as error:

@@ -15,13 +15,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Self
 
-from nats.aio.client import Client as NatsClient
-from nats.aio.subscription import Subscription as NatsSubscription
 from nats.errors import Error as NatsError
 
+from dspex.bus.wire import Handler, Message, Tap, Wire
 from dspex.core.errors import ConnectionFailed
 
 __all__ = ["Client", "Message"]
@@ -29,123 +28,12 @@ __all__ = ["Client", "Message"]
 logger = logging.getLogger("dspex.bus")
 
 CALL_TIMEOUT = 5.0
-MAX_BUFFERED = 8 << 20
+TICK = 0.25
+"""Seconds between looks at the clock: a timeout is exact to so much."""
 COMPLAIN_EVERY = 3.0
+_SPACE = re.compile(r"\s")
+_known_names: set[str] = set()
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_Handler = Callable[["Message"], None]
-
-
-class Message:
-    """A message as it came off the wire; text is decoded when it is asked for."""
-
-    __slots__ = ("_headers", "_raw", "data", "raw_reply", "raw_subject")
-
-    def __init__(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        self.raw_subject, self.raw_reply, self.data, self._raw = subject, reply, data, headers
-        self._headers: dict[str, str] | None = None
-
-    @property
-    def subject(self) -> str:
-        return self.raw_subject.decode("utf-8", "backslashreplace")
-
-    @property
-    def reply(self) -> str:
-        return self.raw_reply.decode("utf-8", "backslashreplace")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        if self._headers is None:
-            self._headers = dict(_header_fields(self._raw)) if self._raw else {}
-        return self._headers
-
-    @property
-    def status(self) -> int:
-        raw = self._raw
-        code = raw[9:12] if raw else b""
-        return int(code) if code.isdigit() else 0
-
-    @property
-    def has_headers(self) -> bool:
-        return self._raw is not None
-
-    def __repr__(self) -> str:
-        return f"<Message {self.subject} {len(self.data)} bytes>"
-
-
-def _header_fields(raw: bytes) -> Iterator[tuple[str, str]]:
-    for line in raw.split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
-        if colon:
-            text = name.strip().decode("ascii", "backslashreplace")
-            if text[:6].lower() == "dspex-":
-                text = text.title()  # some clients change the case of header names
-            yield text, value.strip().decode("utf-8", "backslashreplace")
-
-
-class _Tap:
-    """Interest in a subject whose messages go straight to a handler."""
-
-    def __init__(self, wire: _Wire, sid: int, subject: str) -> None:
-        self._wire, self._sid, self.subject = wire, sid, subject
-
-    def close(self) -> None:
-        self._wire.untap(self._sid)
-
-
-class _Wire(NatsClient):
-    """nats-py's client with a direct path in (`tap`) and out (`send`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._taps: dict[int, _Handler] = {}
-
-    def tap(self, subject: str, queue: str, handler: _Handler) -> _Tap:
-        self._sid += 1
-        sid = self._sid
-        # The library's own record of the subscription, so that it is made again after a reconnect.
-        self._subs[sid] = NatsSubscription(self, sid, subject, queue=queue, pending_msgs_limit=1)
-        self._taps[sid] = handler
-        self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
-        return _Tap(self, sid, subject)
-
-    def untap(self, sid: int) -> None:
-        if self._taps.pop(sid, None) is not None:
-            self._subs.pop(sid, None)
-            if not self.is_closed:
-                self.send(f"UNSUB {sid}\r\n".encode())
-
-    def send(self, command: bytes) -> None:
-        if self.is_closed:
-            raise ConnectionFailed("the connection to NATS is closed")
-        if not self.is_connected and self._pending_data_size + len(command) > MAX_BUFFERED:
-            raise ConnectionFailed(f"NATS has been away too long: {MAX_BUFFERED >> 20} MiB wait to be sent")
-        self._pending.append(command)
-        self._pending_data_size += len(command)
-        queue = self._flush_queue
-        if self.is_connected and queue is not None and queue.empty():
-            queue.put_nowait(asyncio.get_running_loop().create_future())
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        handler = self._taps.get(sid)
-        if handler is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        try:
-            handler(Message(subject, reply, data, headers or None))
-        except Exception:
-            logger.exception("a handler failed on a message of %d bytes", len(data))
-
-    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
-        return self.msg_class(
-            subject=subject.decode("utf-8", "backslashreplace"), reply=reply.decode("utf-8", "backslashreplace"),
-            data=data, headers=headers, _client=self, _sid=sid,
-        )  # fmt: skip
-
-    async def _read_loop(self) -> None:
-        await super()._read_loop()
-        # The library's loop ends for good on an error it does not expect and leaves the client looking connected.
-        if self._reading_task is asyncio.current_task() and self.is_connected:
-            await self._process_op_err(NatsError("the reading loop ended"))
 
 
 class Client:
@@ -157,8 +45,10 @@ class Client:
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.name = url, name
-        self._wire = _Wire()
+        self._wire = Wire()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
+        self._inbox_bytes = self._inbox.encode()
+        self._now = 0.0
         self._tokens = itertools.count(1)
         self._waiting: dict[bytes, tuple[asyncio.Future[Message], float]] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -190,7 +80,7 @@ class Client:
                     raise ConnectionFailed(f"{sentence}; start one with `dspex up`, or name yours with --nats URL") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
                 await asyncio.sleep(min(0.1 if wait is not None else 0.5, 0.5))
-                client._wire = _Wire()
+                client._wire = Wire()
 
     async def _open(self, credentials: str | None) -> None:
         wire = self._wire
@@ -206,6 +96,7 @@ class Client:
         wire.options["max_reconnect_attempts"] = -1
         if len(wire.servers) < self.url.count(",") + 1:
             wire.set_server_pool(self.url.split(","))
+        self._now = asyncio.get_running_loop().time()
         wire.tap(f"{self._inbox}*", "", self._on_reply)
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-call-timeouts")
 
@@ -222,7 +113,7 @@ class Client:
         _check_subject(subject)
         if reply:
             _check_subject(reply)
-        self._wire.send(self._command(subject, reply, data, headers))
+        self._wire.send(self._command(subject.encode(), reply.encode(), data, headers))
 
     def respond(self, message: Message, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
         """Answer a request on the reply subject it came with, byte for byte."""
@@ -237,11 +128,10 @@ class Client:
     def _call(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float
     ) -> asyncio.Future[Message]:
-        loop = asyncio.get_running_loop()
         token = b"%x" % next(self._tokens)
-        self._wire.send(self._command(subject, self._inbox + token.decode(), data, headers))
-        future: asyncio.Future[Message] = loop.create_future()
-        self._waiting[token] = (future, loop.time() + timeout)
+        self._wire.send(self._command(subject.encode(), self._inbox_bytes + token, data, headers))
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = (future, self._now + timeout)
         return future
 
     async def request(
@@ -252,12 +142,13 @@ class Client:
         async with asyncio.timeout(timeout):
             return await self._call(subject, data, headers, timeout + 1)
 
-    def subscribe(self, subject: str, handler: _Handler, *, queue: str = "") -> _Tap:
+    def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Tap:
         _check_subject(subject)
         return self._wire.tap(subject, queue, handler)
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has seen everything sent so far. Raises ConnectionFailed."""
+        self._wire.push()
         try:
             await self._wire.flush(timeout=max(1, round(timeout)))
         except NatsError as error:
@@ -269,6 +160,7 @@ class Client:
             self._sweeper.cancel()
         if not self._wire.is_closed:
             if self._wire.is_connected:
+                self._wire.push()
                 try:
                     await self._wire.flush(timeout=1)
                 except NatsError:
@@ -285,10 +177,10 @@ class Client:
 
     # -- inside
 
-    def _command(self, subject: str, reply: str, data: bytes, headers: Mapping[str, str] | None) -> bytes:
+    def _command(self, subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
         if len(data) > self._wire._max_payload:
             raise ValueError(f"{len(data):,} bytes are more than the server's limit of {self._wire._max_payload:,}")
-        return _frame(subject.encode(), reply.encode(), data, headers)
+        return _frame(subject, reply, data, headers)
 
     def _on_reply(self, message: Message) -> None:
         waiting = self._waiting.pop(message.raw_subject[len(self._inbox) :], None)
@@ -298,8 +190,8 @@ class Client:
     async def _sweep(self) -> None:
         """Expire calls. A token's timeout is nearly constant, so the table is nearly in order of expiry."""
         while True:
-            await asyncio.sleep(0.25)
-            now = asyncio.get_running_loop().time()
+            await asyncio.sleep(TICK)
+            self._now = now = asyncio.get_running_loop().time()
             for token in [token for token, (_, expires) in self._waiting.items() if expires < now]:
                 future, _ = self._waiting.pop(token)
                 if not future.done():
@@ -352,19 +244,23 @@ def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str]
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
     fields = "".join([_field(name, value) for name, value in headers.items()])
     block = f"NATS/1.0\r\n{fields}\r\n".encode()
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(block), len(block) + len(data), block, data)
+    size = len(block)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
 
 
 def _field(name: str, value: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no header name")
+    if name not in _known_names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+        if len(_known_names) < 256:
+            _known_names.add(name)
     if "\r" in value or "\n" in value:
         value = value.replace("\r", " ").replace("\n", " ")
     return f"{name}: {value}\r\n"
 
 
 def _check_subject(subject: str) -> None:
-    if not subject or any(character.isspace() for character in subject):
+    if not subject or _SPACE.search(subject):
         raise ValueError(f"{subject!r} is no subject")
 
 

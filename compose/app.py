@@ -80,7 +80,7 @@ def _parts(program: type[Program]) -> set[type[Program]]:
     """The programs that this one is made of."""
     definition = program.__definition__
     assert definition is not None, "only concrete programs are asked"
-    parts = {type(template) for template in definition.templates.values()}
+    parts = {type(template) for template in definition.templates.values() if isinstance(template, Program)}
     for module in definition.modules.values():
-        parts |= set(module.programs)
+        parts |= {part for part in module.programs if issubclass(part, Program)}
     return parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Raw, Struct
@@ -66,10 +66,11 @@ def rfc3339(seconds: float) -> str:
 def to_cloudevent(event: Event) -> Struct:
     """The event in the form that travels; msgspec encodes it to JSON."""
     data = event.data
+    name, schema, body = event.type, "", cast(object, data)
     if isinstance(data, UnknownEvent):
-        name, schema, body = data.type, f"urn:dspex:{data.type}:0", data.data
+        schema, body = f"urn:dspex:{name}:0", data.data
     else:
-        name, schema, body = type(data).__name__, _SCHEMA[type(data)], data
+        schema = _SCHEMA[type(data)]
     return _CloudEvent(
         id=event.id, source=event.source, type=name, time=event.time, aggregate=event.aggregate,
         version=event.version, correlationid=event.correlation, causationid=event.causation, dataschema=schema,

@@ -8,10 +8,9 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from dspex.core.errors import DefinitionError
-from dspex.core.variables import (
+from dspex.core.kinds import (
     Boolean,
     Choice,
-    Declaration,
     Float,
     Integer,
     JsonScalar,
@@ -23,6 +22,7 @@ from dspex.core.variables import (
     finite,
     same,
 )
+from dspex.core.variables import Declaration
 
 
 def shown_name(cls: type) -> str:

@@ -133,6 +133,9 @@ class _Builder:
                 f"`when` names {name!r}, which is no variable: {did_you_mean(name, iter(self.variables))}"
             )
             self.refuse(path, when, problem, "name a variable of this program in `when`")
+        if parent not in self.variables:
+            remedy = "name a variable in `when`, not a computed value"
+            self.refuse(path, when, f"`when` names {parent}, which is computed", remedy)
         given = when[name]
         wanted = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
         if not wanted:
@@ -155,11 +158,6 @@ class _Builder:
         return None
 
     def check_cycles(self, conditions: Mapping[str, tuple[Condition, ...]]) -> None:
-        for path, found in conditions.items():
-            for condition in found:
-                if condition.path not in self.variables:
-                    remedy = "name a variable in `when`, not a computed value"
-                    self.refuse(path, condition.path, "`when` names a computed value", remedy)
         parents = {p: [c.path for c in (*v.when, *conditions.get(p, ()))] for p, v in self.variables.items()}
         try:
             ordered(parents)

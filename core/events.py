@@ -30,13 +30,13 @@ class Payload(Struct, frozen=True, kw_only=True):
     schema: ClassVar[int] = 1
 
 
-class LogOpened(Payload):
+class LogOpened(Payload, frozen=True, kw_only=True):
     """A log began; `epoch` tells it from every other log, also from one that was here before."""
 
     epoch: str
 
 
-class TaskSubmitted(Payload):
+class TaskSubmitted(Payload, frozen=True, kw_only=True):
     """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON."""
 
     program: str
@@ -44,21 +44,21 @@ class TaskSubmitted(Payload):
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class OutcomeReported(Payload):
+class OutcomeReported(Payload, frozen=True, kw_only=True):
     """Somebody scored a task. `outcome` is the body as it came."""
 
     program: str
     outcome: Raw
 
 
-class SignalSent(Payload):
+class SignalSent(Payload, frozen=True, kw_only=True):
     """Somebody told a task something. `signal` is the body as it came."""
 
     program: str
     signal: Raw
 
 
-class TaskClaimed(Payload):
+class TaskClaimed(Payload, frozen=True, kw_only=True):
     """An attempt began to hold the task. `assignment` is the hash of the values it runs on."""
 
     attempt: int
@@ -67,14 +67,14 @@ class TaskClaimed(Payload):
     code: str = ""
 
 
-class TaskCompleted(Payload):
+class TaskCompleted(Payload, frozen=True, kw_only=True):
     """The task ended in an output. `seconds` is how long the program ran."""
 
     output: Raw
     seconds: float = 0.0
 
 
-class TaskFailed(Payload):
+class TaskFailed(Payload, frozen=True, kw_only=True):
     """The task ended without an output. `code`, `type` and `message` are what the client is told; `detail` is for
     the program's author: the exception's own words and where it was raised."""
 
@@ -85,28 +85,28 @@ class TaskFailed(Payload):
     seconds: float = 0.0
 
 
-class TaskDuplicate(Payload):
+class TaskDuplicate(Payload, frozen=True, kw_only=True):
     """The task is another one again: the same program and key. Its result is the result of task `of`."""
 
     of: str
     key: str
 
 
-class TaskDeadLettered(Payload):
+class TaskDeadLettered(Payload, frozen=True, kw_only=True):
     """The task was set aside after `attempts` attempts, none of which came to an end."""
 
     attempts: int
     reason: str
 
 
-class KeyBound(Payload):
+class KeyBound(Payload, frozen=True, kw_only=True):
     """A key belongs to a task for good."""
 
     key: str
     task: str
 
 
-class ProgramRegistered(Payload):
+class ProgramRegistered(Payload, frozen=True, kw_only=True):
     """A program got its doors. `app` is where its class was found; `fingerprint` is of its name and schemas."""
 
     program: str
@@ -118,7 +118,7 @@ class ProgramRegistered(Payload):
     app: str = ""
 
 
-class AgentStarted(Payload):
+class AgentStarted(Payload, frozen=True, kw_only=True):
     """A process began to serve. `restarts` counts its predecessors under the same name."""
 
     pid: int
@@ -127,27 +127,27 @@ class AgentStarted(Payload):
     restarts: int = 0
 
 
-class AgentStopped(Payload):
+class AgentStopped(Payload, frozen=True, kw_only=True):
     """A process ended on purpose, having finished or handed back what it held."""
 
     pid: int
     reason: str
 
 
-class AgentCrashed(Payload):
+class AgentCrashed(Payload, frozen=True, kw_only=True):
     """A process died; `reason` names the signal or the exit status."""
 
     pid: int
     reason: str
 
 
-class AgentGaveUp(Payload):
+class AgentGaveUp(Payload, frozen=True, kw_only=True):
     """The supervisor stopped restarting a process, and why."""
 
     reason: str
 
 
-class UnknownEvent(Payload):
+class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
     type: str

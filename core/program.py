@@ -89,9 +89,9 @@ class Program:
         cls._description = _describe(cls, cls.__definition__.space, takes, gives)
 
     def __init__(self, *, assignment: Assignment | None = None, **values: object) -> None:
-        """With the default assignment, or with `assignment`, or with values by variable name on top of either.
+        """With the default assignment, or with `assignment`, or with values by name on top of either.
 
-        Raises InvalidAssignment. Variables of sub-programs: `Q(assignment=Q.space().assign({"reader.k": 3}))`,
+        Raises InvalidAssignment. For sub-programs: `Q(assignment=Q.space().assign({"reader.k": 3}))`,
         or an instance as the value: `Q(reader=Reader(k=3))`.
         """
         definition = _definition(type(self))
@@ -105,7 +105,7 @@ class Program:
         """Load models, build an index: called once per instance before its first predict. Override it."""
 
     def prepare(self) -> None:
-        """Run `setup` of the sub-programs and of this instance, exactly once whoever calls; safe in threads."""
+        """Run `setup` of the sub-programs and of this instance, once whoever calls; safe in threads."""
         if self._prepared:
             return
         with self._preparing:
@@ -133,7 +133,7 @@ class Program:
         return cls.concurrency or (ASYNC_SLOTS if cls.is_async else SYNC_SLOTS)
 
     def with_assignment(self, assignment: Assignment) -> Self:
-        """Another instance like this one with other values; what its __init__ set is shared, setup runs anew."""
+        """An instance like this one with other values; what its __init__ set is shared, setup runs anew."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._bind(self.space().assign({}, base=assignment))
@@ -200,7 +200,7 @@ class Program:
         )
 
     def _bind(self, assignment: Assignment) -> None:
-        """Put values, sub-programs and computed values in `__dict__`, so that reading one costs nothing extra."""
+        """Put values, sub-programs and computed values in `__dict__`, so that reading one is cheap."""
         definition = _definition(type(self))
         space, place = definition.space, self.__dict__
         # A variable that is not active reads as its default, so that code which looks at it still works.

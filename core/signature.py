@@ -20,7 +20,7 @@ _BUS_NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
 def bus_name(cls: type) -> str:
-    """The class's own `name`, or its class name in lower case; raises DefinitionError when it can't be a token."""
+    """The class's own `name`, or its class name in lower case; raises DefinitionError if it can't be one."""
     own = cls.__dict__.get("name")
     name = cls.__name__.lower() if own is None else own
     if not isinstance(name, str) or not _BUS_NAME.fullmatch(name):

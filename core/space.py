@@ -183,7 +183,7 @@ class Space:
         return self._default
 
     def assign(self, values: Mapping[str, object], base: Assignment | None = None) -> Assignment:
-        """`base` (or the default) with `values` set, completed where variables became active, inactive ones dropped.
+        """`base` (or the default) with `values` set, newly active variables completed, inactive ones dropped.
 
         Raises InvalidAssignment with path, value and problem: an unknown path, a value outside its variable,
         a variable that is not active, a constraint that does not hold.
@@ -230,7 +230,7 @@ class Space:
         }
 
     def under(self, prefix: str, when: tuple[Condition, ...], defaults: Assignment | None = None) -> Space:
-        """This space as a part of another: paths behind `prefix`, active under `when`, with other defaults."""
+        """This space as a part of another: paths behind `prefix`, active under `when`, own defaults."""
         variables: dict[str, Variable] = {}
         for path, variable in self.variables.items():
             conditions = tuple(Condition(prefix + c.path, c.values) for c in variable.when)

@@ -306,6 +306,8 @@ class Secret(str):
 def _tuples(value: object) -> object:
     # Strict validation takes a tuple from Python only, so lists become tuples, two levels at most.
     value = plain(value)
+    if type(value) is list and (not value or type(value[0]) in (int, float, str)):
+        return tuple(value)  # the usual case, without a look at every item
     if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
         return value
     return tuple(tuple(item) if isinstance(item, list) else item for item in map(plain, value))

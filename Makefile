@@ -1,0 +1,40 @@
+# The few verbs. Each makes what it needs first; a second run does only what has changed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN  := $(VENV)/bin/python -m
+PIP  := $(RUN) pip --disable-pip-version-check -q install
+
+.PHONY: demo test lint bench bench-short clean
+
+demo: $(VENV)/.examples        ## the main job on real input: no key, no network
+	$(RUN) dspex demo $(ARGS)
+
+test: $(VENV)/.test            ## the whole suite; it starts its own servers
+	$(RUN) pytest $(ARGS)
+
+lint: $(VENV)/.lint            ## ruff, mypy --strict, the import order
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.test           ## figures, measured beside plain nats-py
+	$(RUN) benchmarks.run $(ARGS)
+
+bench-short: $(VENV)/.test
+	$(RUN) benchmarks.run --short $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# A stamp is older than pyproject.toml when the packages have to be looked at again.
+$(VENV)/.examples $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dspex needs Python 3.11 or newer; say which: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,105 @@
+"""Raw nats-py baselines: what the same machine does with the same server when dspex is not there.
+
+Each is a process of its own that prints one JSON line; `run.py` starts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+import nats
+import uvloop
+from nats.aio.msg import Msg
+
+STREAM, CONSUMER, SUBJECT = "RAWQ", "work", "raw.work"
+
+
+async def work_queue(url: str, count: int) -> dict[str, float]:
+    """Drain a preloaded JetStream work queue: overlapping pulls, decode JSON, one reply (the ack) a task."""
+    client = await nats.connect(url)
+    done = asyncio.Event()
+    seen = asked = 0
+    first = 0.0
+    inbox = client.new_inbox()
+    pull = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
+    body = json.dumps({"batch": 200, "expires": 20_000_000_000}).encode()
+
+    async def handle(message: Msg) -> None:
+        nonlocal seen, asked, first
+        if not message.reply:
+            return
+        if not seen:
+            first = time.perf_counter()
+        json.loads(message.data)
+        seen += 1
+        await client.publish(message.reply, b"+ACK")
+        if asked - seen <= 200 and asked < count:
+            asked += 200
+            await client.publish(pull, body, reply=inbox)
+        if seen == count:
+            done.set()
+
+    await client.subscribe(inbox, cb=handle)
+    asked = 400
+    await client.publish(pull, body, reply=inbox)
+    await client.publish(pull, body, reply=inbox)
+    await done.wait()
+    await client.flush()
+    seconds = time.perf_counter() - first
+    await client.close()
+    return {"per_second": count / seconds}
+
+
+async def queue_group(url: str, count: int) -> dict[str, float]:
+    """Serve a core NATS queue group: decode JSON, publish one reply a task. Nothing is stored anywhere."""
+    client = await nats.connect(url)
+    done = asyncio.Event()
+    seen = 0
+    first = 0.0
+
+    async def handle(message: Msg) -> None:
+        nonlocal seen, first
+        if not seen:
+            first = time.perf_counter()
+        json.loads(message.data)
+        seen += 1
+        await client.publish(message.reply, b'{"text":"ok"}')
+        if seen == count:
+            done.set()
+
+    await client.subscribe("raw.group", queue="q", cb=handle)
+    await client.flush()
+    print(json.dumps({"ready": True}), flush=True)
+    await done.wait()
+    await client.flush()
+    seconds = time.perf_counter() - first
+    await client.close()
+    return {"per_second": count / seconds}
+
+
+async def responder(url: str, count: int) -> dict[str, float]:
+    """Answer requests until killed: decode JSON, reply."""
+    client = await nats.connect(url)
+
+    async def handle(message: Msg) -> None:
+        json.loads(message.data)
+        await message.respond(b'{"text":"ok"}')
+
+    await client.subscribe("raw.ask", cb=handle)
+    await client.flush()
+    print(json.dumps({"ready": True}), flush=True)
+    await asyncio.Event().wait()
+    return {}
+
+
+def main() -> None:
+    kind, url, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    work = {"work_queue": work_queue, "queue_group": queue_group, "responder": responder}[kind]
+    print(json.dumps(uvloop.run(work(url, count))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

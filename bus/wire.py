@@ -1,0 +1,232 @@
+"""nats-py's client with a direct path in and out: messages of a tapped subject go from the parser to their handler with
+nothing in between, commands of one turn of the event loop leave in one write.
+
+nats-py still connects, authenticates, pings, reconnects and subscribes anew. What is ours is what its traps are in:
+bytes that are not UTF-8, and a reading loop that can end while the client looks connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nats.aio.client import Client as NatsClient
+from nats.aio.subscription import Subscription as NatsSubscription
+from nats.errors import Error as NatsError
+from nats.errors import ProtocolError
+from nats.protocol.parser import Parser as NatsParser
+
+from dspex.core.errors import ConnectionFailed
+
+__all__ = ["Handler", "Message", "Tap", "Wire"]
+
+logger = logging.getLogger("dspex.bus")
+
+MAX_BUFFERED = 8 << 20
+"""Bytes that may wait to be sent while the server is away or does not read."""
+MAX_UNSENT = 1 << 20
+"""Bytes that may wait in the socket's buffer before we stop pushing into it."""
+MAX_CONTROL_LINE = 1 << 16
+
+
+class Message:
+    """A message as it came off the wire; text is decoded when it is asked for."""
+
+    __slots__ = ("_headers", "_raw", "data", "raw_reply", "raw_subject")
+
+    def __init__(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        self.raw_subject, self.raw_reply, self.data, self._raw = subject, reply, data, headers
+        self._headers: dict[str, str] | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.raw_subject.decode("utf-8", "backslashreplace")
+
+    @property
+    def reply(self) -> str:
+        return self.raw_reply.decode("utf-8", "backslashreplace")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self._headers is None:
+            self._headers = dict(_header_fields(self._raw)) if self._raw else {}
+        return self._headers
+
+    @property
+    def status(self) -> int:
+        raw = self._raw
+        code = raw[9:12] if raw else b""
+        return int(code) if code.isdigit() else 0
+
+    @property
+    def has_headers(self) -> bool:
+        return self._raw is not None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.subject} {len(self.data)} bytes>"
+
+
+Handler = Callable[[Message], None]
+
+
+def _header_fields(raw: bytes) -> Iterator[tuple[str, str]]:
+    for line in raw.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            text = name.strip().decode("ascii", "backslashreplace")
+            if text[:6].lower() == "dspex-":
+                text = text.title()  # some clients change the case of header names
+            yield text, value.strip().decode("utf-8", "backslashreplace")
+
+
+class Tap:
+    """Interest in a subject whose messages go straight to a handler."""
+
+    def __init__(self, wire: Wire, sid: int, subject: str) -> None:
+        self._wire, self._sid, self.subject = wire, sid, subject
+
+    def close(self) -> None:
+        self._wire.untap(self._sid)
+
+
+class _Parser(NatsParser):
+    """Takes messages out of what was read, a whole read at a time; all other lines are left to nats-py's parser."""
+
+    nc: Wire
+
+    def __init__(self, wire: Wire) -> None:
+        self._parts: list[bytes] = []
+        self._have = self._need = 0
+        super().__init__(wire)
+
+    def reset(self) -> None:
+        super().reset()
+        self._parts = []
+        self._have = self._need = 0
+
+    async def parse(self, data: bytes = b"") -> None:
+        self._parts.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return  # a large message is still on its way: collect, and join once
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        position = await self._messages(data)
+        rest = data[position:]
+        self._parts = [rest] if rest else []
+        self._have = len(rest)
+
+    async def _messages(self, data: bytes) -> int:
+        """Handle the complete messages and lines in `data`; return where the first incomplete one begins."""
+        taps = self.nc.taps
+        find = data.find
+        position, end = 0, len(data)
+        self._need = 0
+        while position < end:
+            line_end = find(b"\r\n", position)
+            if line_end < 0:
+                if end - position > MAX_CONTROL_LINE:
+                    raise ProtocolError("nats: a control line without end")
+                break
+            first = data[position]
+            if first == 77:  # M, of MSG
+                fields = data[position:line_end].split(b" ")
+                head = 0
+            elif first == 72:  # H, of HMSG
+                fields = data[position:line_end].split(b" ")
+                head = int(fields[-2])
+                del fields[-2]
+            else:
+                await super().parse(data[position : line_end + 2])
+                position = line_end + 2
+                if self.nc.is_closed or not self._parts and not self._have:
+                    break  # the line ended the connection, or reset us
+                continue
+            begin = line_end + 2
+            size = int(fields[-1])
+            if begin + size + 2 > end:
+                self._need = begin + size + 2 - position
+                break
+            sid = int(fields[2])
+            reply = fields[3] if len(fields) == 5 else b""
+            headers = data[begin : begin + head] if head else None
+            body = data[begin + head : begin + size]
+            handler = taps.get(sid)
+            if handler is None:
+                await self.nc._process_msg(sid, fields[1], reply, body, headers or b"")
+            else:
+                try:
+                    handler(Message(fields[1], reply, body, headers))
+                except Exception:
+                    logger.exception("a handler failed on a message of %d bytes", size)
+            position = begin + size + 2
+        return position
+
+
+class Wire(NatsClient):
+    """nats-py's client with a direct path in (`tap`) and out (`send`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _Parser(self)
+        self.taps: dict[int, Handler] = {}
+        self._out: list[bytes] = []
+
+    def tap(self, subject: str, queue: str, handler: Handler) -> Tap:
+        self._sid += 1
+        sid = self._sid
+        # The library's own record of the subscription, so that it is made again after a reconnect.
+        self._subs[sid] = NatsSubscription(self, sid, subject, queue=queue, pending_msgs_limit=1)
+        self.taps[sid] = handler
+        self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
+        return Tap(self, sid, subject)
+
+    def untap(self, sid: int) -> None:
+        if self.taps.pop(sid, None) is not None:
+            self._subs.pop(sid, None)
+            if not self.is_closed:
+                self.send(f"UNSUB {sid}\r\n".encode())
+
+    def send(self, command: bytes) -> None:
+        """Send with everything else of this turn of the loop. Raises ConnectionFailed when closed or too far behind."""
+        out = self._out
+        if not out:
+            self._check(len(command))
+            asyncio.get_running_loop().call_soon(self.push)
+        out.append(command)
+
+    def _check(self, size: int) -> None:
+        if self._status == NatsClient.CLOSED:
+            raise ConnectionFailed("the connection to NATS is closed")
+        if self._pending_data_size + size > MAX_BUFFERED:
+            raise ConnectionFailed(f"NATS takes nothing: {MAX_BUFFERED >> 20} MiB wait to be sent")
+
+    def push(self) -> None:
+        """Give what was sent in this turn to the socket; to the library's buffer while there is none."""
+        out, self._out = self._out, []
+        if not out:
+            return
+        transport = self._transport
+        if self._status == NatsClient.CONNECTED and not self._pending and transport is not None:
+            writer = getattr(transport, "_io_writer", None)
+            if writer is not None and writer.transport.get_write_buffer_size() < MAX_UNSENT:
+                writer.write(out[0] if len(out) == 1 else b"".join(out))
+                return
+        self._pending += out
+        self._pending_data_size += sum(map(len, out))
+        queue = self._flush_queue
+        if self._status == NatsClient.CONNECTED and queue is not None and queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+        return self.msg_class(
+            subject=subject.decode("utf-8", "backslashreplace"), reply=reply.decode("utf-8", "backslashreplace"),
+            data=data, headers=headers, _client=self, _sid=sid,
+        )  # fmt: skip
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        # The library's loop ends for good on an error it does not expect and leaves the client looking connected.
+        if self._reading_task is asyncio.current_task() and self.is_connected:
+            await self._process_op_err(NatsError("the reading loop ended"))

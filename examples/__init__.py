@@ -1,0 +1,1 @@
+"""Real programs to run and to copy: questions answered from documents, handwritten digits read."""
