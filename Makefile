@@ -21,10 +21,10 @@ lint: $(VENV)/.lint            ## ruff, mypy --strict, the import order
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.test           ## figures, measured beside plain nats-py
-	$(RUN) benchmarks.run $(ARGS)
+	$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 bench-short: $(VENV)/.test
-	$(RUN) benchmarks.run --short $(ARGS)
+	$(VENV)/bin/python benchmarks/run.py --short $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,7 +15,7 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
-from dspex.core.codec import events_of, to_cloudevent
+from dspex.core.codec import encode_event, events_of
 from dspex.core.errors import InvalidInput, NotFound
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate, parse_aggregate, valid_token
@@ -160,5 +160,5 @@ def _names(body: bytes, task: str) -> bool:
 
 def _shown(entry: Entry, event: Any) -> msgspec.Raw:
     """A CloudEvent with its position, as JSON."""
-    body = msgspec.json.encode(to_cloudevent(event))
+    body = encode_event(event)
     return msgspec.Raw(b'{"position":%d,%b' % (entry.position, body[1:]))

@@ -82,7 +82,7 @@ class Watch:
             logger.debug("no beat: %s", error)
         if now - self._worker.pulse > BLOCKED:
             self._say_blocked(now - self._worker.pulse)
-            over = [run for run in held if run.expires + GRACE <= now]
+            over = [run for run in held if run.expires + GRACE <= now and not run.settling]
             if over:
                 await self._end_process(over)
 

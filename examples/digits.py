@@ -35,6 +35,11 @@ class Classifier(Program):
 
     def setup(self) -> None:
         images, _, digits, _ = split()
+        from threadpoolctl import threadpool_limits
+
+        # An agent is one core's work. Threads of the linear algebra would fight over images this small:
+        # with one the default trains twenty times as fast.
+        threadpool_limits(1)
         self.fitted = self.estimator().fit(images, digits)
 
     def guess(self, input: Image) -> Guess:

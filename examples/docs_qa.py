@@ -28,9 +28,9 @@ QUESTIONS = Path(__file__).with_name("docs_qa_questions.jsonl")
 STOPWORDS = frozenset(
     re.findall(
         r"\w+",
-        """a an and are as at be becomes been but by can could do does for from had has have how i if in into
-        is it its may me mean means my no not of on or our say says should so than that the their them then there
-        these they this to was we were what when where which while who whom whose why will with would you""",
+        """a an and are as at be becomes been but by can could do does for from had has have how i if in into is it
+        its may me mean means my no not of on or our say says should so than that the their them then there they
+        this to was we were what when where which while who why will with would you your""",
     )
 )
 

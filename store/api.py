@@ -80,7 +80,8 @@ class Api:
     def publish(self, verb: str, what: object, reply: str = "") -> None:
         """Send a request whose answers come to an inbox, or to nobody."""
         try:
-            self.connection.publish(f"$JS.API.{verb}", _encode(what), reply=reply)
+            body = _encode(what) if what is not None else b""
+            self.connection.publish(f"$JS.API.{verb}", body, reply=reply)
         except ConnectionFailed as error:
             raise LogError(str(error)) from None
 
@@ -103,7 +104,7 @@ class Api:
         nap = NAP
         while True:
             try:
-                async with asyncio.timeout(_REPLY_WAIT):
+                async with asyncio.timeout(max(0.01, min(_REPLY_WAIT, deadline - loop.time()))):
                     reply = await self.send(subject, body)
                 if reply.status != 503:
                     answer = decode(reply.data)

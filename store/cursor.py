@@ -32,7 +32,12 @@ _PULL_EXPIRES = 30.0
 _NANO = 1_000_000_000
 
 
-_decode_created = msgspec.json.Decoder(Answer).decode
+
+class _Created(Answer):
+    num_pending: int = 0
+
+
+_decode_created = msgspec.json.Decoder(_Created).decode
 
 
 class Cursor:
@@ -45,8 +50,7 @@ class Cursor:
         self._consumer = ""
         self._subscription: Subscription | None = None
         self._ready: deque[Entry] = deque()
-        self._delivered = 0
-        self._asked = 0
+        self._delivered = self._asked = self._pending = 0
         self._lost = False
         self._stirred = asyncio.Event()
 
@@ -57,7 +61,7 @@ class Cursor:
         """
         if not self._ready:
             if self._lost or not self._consumer:
-                await self._open()
+                await self.open()
             self._pull(limit)
             self._stirred.clear()
             try:
@@ -86,7 +90,13 @@ class Cursor:
                 self._api.publish(f"CONSUMER.DELETE.{self._api.stream}.{self._consumer}", None)
             self._consumer = ""
 
-    async def _open(self) -> None:
+    @property
+    def exhausted(self) -> bool:
+        """Whether the replica that serves this cursor had nothing more when it delivered the last entry."""
+        return bool(self._consumer) and not self._lost and not self._ready and self._pending == 0
+
+    async def open(self) -> None:
+        """Begin, or begin again, behind the last entry that was given out. Raises LogError."""
         self.close()
         self._ready.clear()
         self._delivered = self._asked = 0
@@ -104,8 +114,8 @@ class Cursor:
         if self._subject is not None:
             config["filter_subject"] = self._subject
         request = {"stream_name": self._api.stream, "config": config, "action": ""}
-        await self._api.request(f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created)
-        self._consumer = name
+        created = await self._api.request(f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created)
+        self._consumer, self._pending = name, created.num_pending
         self._subscription = self._api.connection.subscribe(self._inbox, self._on_message)
 
     def _pull(self, limit: int) -> None:
@@ -131,6 +141,7 @@ class Cursor:
             else:
                 self._delivered = number
                 self._asked -= 1
+                self._pending = int(tokens[8])
                 time = microseconds(int(tokens[7]) // 1000)
                 headers = {name: value for name, value in message.headers.items() if name != EXPECTED}
                 position, subject = int(tokens[5]), message.subject
@@ -139,6 +150,9 @@ class Cursor:
                 )
         elif message.status in (404, 408):
             self._asked = 0  # this pull is over
-        elif message.status != 100:
+        elif message.status == 100:
+            if int(message.headers.get("Nats-Last-Consumer", 0)) > self._delivered:
+                self._lost = True
+        else:
             self._lost = True
         self._stirred.set()

@@ -37,6 +37,7 @@ class TestJetStreamCluster(LogContract):
             acknowledged = 0
             heads: dict[str, Head] = {}
             info = json.loads((await client.request(f"$JS.API.STREAM.INFO.{subjects.stream}", b"")).data)
+            assert len(info["cluster"]["replicas"]) == 2
             leader = cluster.member(info["cluster"]["leader"])
 
             async def write(name: str) -> None:

@@ -1,0 +1,97 @@
+"""The options that every command shares, and what they lead to: settings, and a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from dspex.compose.caller import Caller
+    from dspex.compose.settings import Settings
+
+__all__ = ["Options", "common", "program_names"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the shared flags said; None where they said nothing."""
+
+    json: bool = False
+    debug: bool = False
+    nats: str | None = None
+    data: str | None = None
+    prefix: str | None = None
+
+    def settings(self, **more: object) -> Settings:
+        """The settings in force, `more` being flags of the command's own. Raises ConfigurationError."""
+        from dspex.compose.settings import load_settings
+
+        return load_settings({"nats": self.nats, "data": self.data, "prefix": self.prefix, **more})
+
+    @asynccontextmanager
+    async def connect(self, wait: float = 2.0) -> AsyncIterator[Caller]:
+        """A caller on the system that is meant. Raises ConnectionFailed."""
+        from dspex.compose.caller import Caller
+        from dspex.compose.settings import find_server
+
+        settings = self.settings()
+        url, prefix = find_server(settings)
+        caller = await Caller.connect(url, prefix=prefix, wait=wait, credentials=settings.credentials)
+        try:
+            yield caller
+        finally:
+            await caller.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a command's asynchronous part."""
+        import logging
+
+        level = logging.DEBUG if self.debug else logging.WARNING
+        logging.basicConfig(format="dspex: %(message)s", level=level)
+        logging.getLogger("nats").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.WARNING)
+        return asyncio.run(work)
+
+
+def common(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command the shared flags; it is called with `options` and its own."""
+
+    @click.option("--json", "json_", is_flag=True, help="Print JSON: one object, or one per line.")
+    @click.option("--nats", metavar="URL", help="The NATS server or servers to use.")
+    @click.option("--data", metavar="DIR", type=click.Path(), help="The data folder (default: .dspex).")
+    @click.option("--prefix", metavar="NAME", help="The first word of every subject (default: dspex).")
+    @click.option("--debug", is_flag=True, help="Show tracebacks and what happens inside.")
+    @functools.wraps(command)
+    def wrapped(
+        *, json_: bool, nats: str | None, data: str | None, prefix: str | None, debug: bool, **own: Any
+    ) -> T:
+        return command(options=Options(json_, debug, nats, data, prefix), **own)
+
+    return wrapped
+
+
+def program_names(ctx: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
+    """For shell completion: the programs that run, as far as they can be found quickly."""
+    from click.shell_completion import CompletionItem
+
+    flags = {name: ctx.params.get(name) for name in ("nats", "data", "prefix")}
+
+    async def find() -> set[str]:
+        async with Options(**flags).connect(wait=0.2) as caller:
+            return set(await caller.programs())
+
+    try:
+        names = asyncio.run(find())
+    except Exception:  # a shell that completes must not see errors
+        return []
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(typed)]
