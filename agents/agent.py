@@ -117,7 +117,10 @@ class _Agent:
         place = await self._register(client)
         if place is None:
             return self.status
-        await preparing
+        try:
+            await preparing
+        except Exception as error:
+            return self._unprepared(error)
         log = JetStreamLog(client, subjects, place["epoch"])
         worker = self.worker = Worker(
             program, agent=spec.name, code=code_of(spec.program), client=client, log=log, subjects=subjects,
@@ -144,6 +147,15 @@ class _Agent:
         watch.stop()
         await self._record(log, AgentStopped(pid=os.getpid(), reason=self.why))
         return self.status
+
+    def _unprepared(self, error: Exception) -> int:
+        """`setup` failed: on the first start nobody has seen it work, so trying for ever would only hide it."""
+        sentence = f"{self.spec.program.__name__}.setup raised {type(error).__name__}: {error}"
+        logger.error(sentence, exc_info=error)
+        if self.life.restarts:
+            return 1
+        self.link.send({"refused": sentence})
+        return EXIT_REFUSED
 
     async def _register(self, client: Client) -> dict[str, str] | None:
         """Make the program known; return where its tasks come from, or None when it was refused or we are to stop."""

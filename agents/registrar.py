@@ -42,13 +42,13 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True)
 class RegistrarSpec:
-    """What a registrar is to be. `replicas` is for the log's stream, when it has to be made."""
+    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows."""
 
     name: str
     url: str
     prefix: str = "dspex"
     credentials: str | None = None
-    replicas: int = 1
+    replicas: int = 3
 
 
 class _Registration(msgspec.Struct):

@@ -94,6 +94,7 @@ class Worker:
             self._pool = ThreadPoolExecutor(2 * self._slots, thread_name_prefix=f"{self.name}-predict")
         self._puller: Puller | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
 
     # -- life
@@ -129,7 +130,7 @@ class Worker:
         now = time.monotonic()
         run = Run(delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
         self.running[position] = run
-        run.task = asyncio.get_running_loop().create_task(self._work(run))
+        run.task = self._loop.create_task(self._work(run))
 
     async def _work(self, run: Run) -> None:
         try:
@@ -189,7 +190,7 @@ class Worker:
             if self._pool is None:
                 value = await program.predict(input)
             else:
-                run.thread = asyncio.get_running_loop().run_in_executor(self._pool, program.predict, input)
+                run.thread = self._loop.run_in_executor(self._pool, program.predict, input)
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
             body: bytes = output.encode()
@@ -283,7 +284,7 @@ class Worker:
 
     def _spawn(self, work: Any) -> None:
         if len(self._side) < 1024:
-            task = asyncio.get_running_loop().create_task(work)
+            task = self._loop.create_task(work)
             self._side.add(task)
             task.add_done_callback(self._side.discard)
         else:

@@ -18,7 +18,7 @@ STREAM, CONSUMER, SUBJECT = "RAWQ", "work", "raw.work"
 
 
 async def work_queue(url: str, count: int) -> dict[str, float]:
-    """Drain a preloaded JetStream work queue: overlapping pulls, decode JSON, one reply (the ack) a task."""
+    """Drain a preloaded JetStream work queue: overlapping pulls, decode JSON, send one reply a task, acknowledge."""
     client = await nats.connect(url)
     done = asyncio.Event()
     seen = asked = 0
@@ -35,6 +35,7 @@ async def work_queue(url: str, count: int) -> dict[str, float]:
             first = time.perf_counter()
         json.loads(message.data)
         seen += 1
+        await client.publish("raw.reply", b'{"text":"a question of the usual length, more or less"}')
         await client.publish(message.reply, b"+ACK")
         if asked - seen <= 200 and asked < count:
             asked += 200

@@ -48,6 +48,7 @@ class Client:
         self._wire = Wire()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
         self._inbox_bytes = self._inbox.encode()
+        self._loop = asyncio.get_running_loop()
         self._now = 0.0
         self._tokens = itertools.count(1)
         self._waiting: dict[bytes, tuple[asyncio.Future[Message], float]] = {}
@@ -96,7 +97,7 @@ class Client:
         wire.options["max_reconnect_attempts"] = -1
         if len(wire.servers) < self.url.count(",") + 1:
             wire.set_server_pool(self.url.split(","))
-        self._now = asyncio.get_running_loop().time()
+        self._now = self._loop.time()
         wire.tap(f"{self._inbox}*", "", self._on_reply)
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-call-timeouts")
 
@@ -130,7 +131,7 @@ class Client:
     ) -> asyncio.Future[Message]:
         token = b"%x" % next(self._tokens)
         self._wire.send(self._command(subject.encode(), self._inbox_bytes + token, data, headers))
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (future, self._now + timeout)
         return future
 
@@ -191,7 +192,7 @@ class Client:
         """Expire calls. A token's timeout is nearly constant, so the table is nearly in order of expiry."""
         while True:
             await asyncio.sleep(TICK)
-            self._now = now = asyncio.get_running_loop().time()
+            self._now = now = self._loop.time()
             for token in [token for token, (_, expires) in self._waiting.items() if expires < now]:
                 future, _ = self._waiting.pop(token)
                 if not future.done():

@@ -55,7 +55,7 @@ class Server:
     """A nats-server with JetStream whose files all live under `data`.
 
     Port 0 means the one this folder had before, else a free one; a given port that is taken means the next
-    free one. `port` tells. The server ends when the thread that started it ends, or its process (Linux).
+    free one. `port` tells. The server ends when the process that started it ends (Linux).
     """
 
     def __init__(
@@ -169,13 +169,13 @@ class Server:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                holder = os.pread(descriptor, 64, 0).split()
-                owner = int(holder[0]) if holder else 0
+                holder = [int(word) for word in os.pread(descriptor, 64, 0).split() if word.isdigit()]
+                owner = holder[0] if holder else 0
                 if error.errno in (errno.EAGAIN, errno.EACCES) and not _running(owner):
                     if time.monotonic() < patience:  # its parent is dead, it is about to follow
                         time.sleep(0.02)
                         continue
-                    owner = int(holder[1]) if len(holder) > 1 else owner
+                    owner = holder[1] if len(holder) > 1 else owner
                 os.close(descriptor)
                 raise ConfigurationError(
                     f"the data folder {self.data} is in use by process {owner}: stop it, or take another"

@@ -27,6 +27,7 @@ ACK_WAIT = 0.75
 EPOCH = "dspex.epoch"
 MAX_CONSUMERS = 10_000
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
+TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
 
 
@@ -110,11 +111,14 @@ async def jetstream_api(connection: Connection, verb: str, body: object = None, 
 async def ensure_log(
     connection: Connection, subjects: Subjects, programs: Iterable[str] = (), replicas: int = 1
 ) -> str:
-    """Create the log's stream unless it is there; return its epoch id. An existing stream is left as it is."""
+    """Create the log's stream unless it is there; return its epoch id. An existing stream is left as it is.
+
+    `replicas` is how many copies are wanted; a server that cannot keep so many keeps one.
+    """
     info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
     if _code(info) in NOT_FOUND:
         config = log_stream(subjects, programs, replicas) | {"metadata": {EPOCH: secrets.token_hex(8)}}
-        info = await jetstream_api(connection, f"STREAM.CREATE.{subjects.stream}", config)
+        info = await _create(connection, config)
         if _code(info) in IN_USE:
             info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
     _refuse(info, f"the stream {subjects.stream}")
@@ -126,9 +130,17 @@ async def ensure_log(
 
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream unless one of that name is there."""
-    answer = await jetstream_api(connection, f"STREAM.CREATE.{config['name']}", config)
+    answer = await _create(connection, config)
     if _code(answer) not in IN_USE:
         _refuse(answer, f"the stream {config['name']}")
+
+
+async def _create(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:
+    """Create a stream with the replicas wanted, or with one where there are not enough servers."""
+    answer = await jetstream_api(connection, f"STREAM.CREATE.{config['name']}", config)
+    if config["num_replicas"] > 1 and _code(answer) in TOO_FEW_SERVERS:
+        return await _create(connection, config | {"num_replicas": 1})
+    return answer
 
 
 async def set_doors(connection: Connection, subjects: Subjects, programs: Iterable[str]) -> None:

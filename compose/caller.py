@@ -139,6 +139,10 @@ class Caller:
         finally:
             subscription.close()
 
+    async def programs(self) -> list[str]:
+        """The names of the programs that have doors here, whether or not an agent serves them now."""
+        return sorted({name for answer in await self.gather() for name in (answer.get("data") or {}).get("programs", ())})
+
     async def processes(self) -> list[dict[str, Any]]:
         """Everything that runs, one dict a process, as `dspex ps --json` shows it; supervised ones that are down too."""
         found: dict[str, dict[str, Any]] = {}

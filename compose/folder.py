@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
+import time
+import time
 from pathlib import Path
 
 from dspex.compose.settings import PLACE, Place
 from dspex.core.errors import ConfigurationError
 
 __all__ = ["Folder"]
+
+ORPHANS = 10.0
+"""Seconds that the processes of a system whose root was killed get to end."""
+
+logger = logging.getLogger("dspex.compose")
+
+PATIENCE = 8.0
+"""Seconds to wait for the processes of a system whose root was killed."""
 
 
 class Folder:
@@ -28,14 +39,10 @@ class Folder:
                 f"the data folder {data} cannot be used ({error.strerror}); choose another with --data"
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            self._take_lock(data)
+        except BaseException:
             os.close(self._lock)
-            raise ConfigurationError(
-                f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
-                "stop it, or choose another with --data"
-            ) from None
+            raise
         try:
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
@@ -55,6 +62,44 @@ class Folder:
         with contextlib.suppress(OSError):
             os.close(self._lock)
 
+    def _take_lock(self, data: Path) -> None:
+        """Lock the folder. The children of a system whose root was killed hold it until they end, within seconds."""
+        until = time.monotonic() + PATIENCE
+        said = False
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            if time.monotonic() > until or not holder.isdecimal() or _runs(int(holder)):
+                raise ConfigurationError(
+                    f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
+                    "stop it, or choose another with --data"
+                )
+            if not said:
+                logger.warning("process %s, which used %s, was killed; waiting for what it left to end", holder, data)
+                said = True
+            time.sleep(0.05)
+
+    def _take_lock(self, data: Path) -> None:
+        """Processes below the holder have the lock, too: when it was killed, wait until they have noticed."""
+        until = time.monotonic() + ORPHANS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+                if not _runs(holder) and time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                os.close(self._lock)
+                raise ConfigurationError(
+                    f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
+                    "stop it, or choose another with --data"
+                ) from None
+
     def _own_name(self) -> str:
         """Four hex digits that tell this system's agents from those of others on the same server."""
         file = self.path / "name"
@@ -63,3 +108,29 @@ class Folder:
         name = secrets.token_hex(2)
         file.write_text(name)
         return name
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process lives; one that is dead and not yet reaped does not."""
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return not Path("/proc/self").exists()  # it has just ended, or this is no Linux

@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -32,11 +33,11 @@ class Options:
     data: str | None = None
     prefix: str | None = None
 
-    def settings(self, **more: object) -> Settings:
+    def settings(self, file: Path | None = None, **more: object) -> Settings:
         """The settings in force, `more` being flags of the command's own. Raises ConfigurationError."""
         from dspex.compose.settings import load_settings
 
-        return load_settings({"nats": self.nats, "data": self.data, "prefix": self.prefix, **more})
+        return load_settings({"nats": self.nats, "data": self.data, "prefix": self.prefix, **more}, file=file)
 
     @asynccontextmanager
     async def connect(self, wait: float = 2.0) -> AsyncIterator[Caller]:

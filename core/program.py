@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import inspect
 import threading
 from collections.abc import Callable, Mapping
@@ -132,6 +133,12 @@ class Program:
         """How many tasks one agent runs at once."""
         return cls.concurrency or (ASYNC_SLOTS if cls.is_async else SYNC_SLOTS)
 
+    @classmethod
+    def to_agent_system(cls, **options: Any) -> Any:
+        """A running system of this program, to be entered with `with` or `async with`: see `dspex.System`."""
+        # The one way up from core; named, not imported, so that core depends on nothing above it.
+        return importlib.import_module("dspex.compose.system").System(cls, **options)
+
     def with_assignment(self, assignment: Assignment) -> Self:
         """An instance like this one with other values; what its __init__ set is shared, setup runs anew."""
         other = object.__new__(type(self))
@@ -141,17 +148,14 @@ class Program:
 
     # The results are Any because a class can't name the Output of a subclass that nests it.
     def __call__(self, input: Schema | None = None, /, **fields: object) -> Any:
-        """Run in this process and give the Output; not for an async predict inside a running event loop.
+        """Run in this process and give the Output. Inside a running event loop, a program whose predict is async
+        gives something to await instead: `await self.respond(question=…)`.
 
         Raises InvalidInput, ProgramFailed when predict gives no Output, and whatever predict raises.
         """
         if self.is_async:
-            if _in_event_loop():
-                name = type(self).__name__
-                raise RuntimeError(
-                    f"{name}.predict is async and an event loop runs: use await program.acall(...)"
-                )
-            return asyncio.run(self.acall(input, **fields))
+            work = self.acall(input, **fields)
+            return work if _in_event_loop() else asyncio.run(work)
         checked = self._check_input(input, fields)
         self.prepare()
         return self.check_output(self.predict(checked))

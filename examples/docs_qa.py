@@ -28,9 +28,9 @@ QUESTIONS = Path(__file__).with_name("docs_qa_questions.jsonl")
 STOPWORDS = frozenset(
     re.findall(
         r"\w+",
-        """a an and are as at be becomes been but by can could do does for from had has have how i if in into is it
-        its may me mean means my no not of on or our say says should so than that the their them then there they
-        this to was we were what when where which while who why will with would you your""",
+        """a an and are as at be becomes been but by can could do does for from had has have how i if in into
+        is it its may me mean means my no not of on or our say says should so than that the their them then
+        there they this to was we were what when where which while who why will with would you your""",
     )
 )
 
@@ -130,6 +130,9 @@ class QABot(Program):
 
     def setup(self) -> None:
         self.corpus = [chunk for file, text in documents() for chunk in self.cut(self.read(text, file))]
+        if not self.corpus:
+            place = os.environ.get("DSPEX_DOCS", "the project")
+            raise FileNotFoundError(f"{place} has no .md or .txt to answer from; check DSPEX_DOCS")
         found = [[*chunk[0].heading, *(term for s in chunk for term in s.terms)] for chunk in self.corpus]
         spread = Counter(term for terms in found for term in set(terms))
         self.rarity = {term: math.log(1 + (len(found) - n + 0.5) / (n + 0.5)) for term, n in spread.items()}
@@ -144,12 +147,13 @@ class QABot(Program):
         else:
             ranking = self.retriever(terms=wanted, count=self.passages)
             chunks = [self.corpus[position] for position in ranking.passages]
-        candidates = [chunk[start:] for chunk in chunks for start in range(len(chunk))]
-        best = max(candidates, key=lambda sentences: self.judge(wanted, sentences[0]), default=[])
+        candidates = [chunk[start : start + 2] for chunk in chunks for start in range(len(chunk))]
+        best = max(candidates, key=lambda pair: self.judge(wanted, pair[0]), default=[])
         confidence = self.coverage(wanted, best[0], heading=1.0) if best else 0.0
         if not confidence:
             return self.Output(answer="", confidence=0.0, source="")
-        answer = " ".join(sentence.text for sentence in best[: 1 if self.style == "terse" else 2])
+        quoted = best if self.style == "full" else best[:1]
+        answer = " ".join(sentence.text for sentence in quoted)
         return self.Output(answer=answer, confidence=confidence, source=best[0].source)
 
     def judge(self, wanted: list[str], sentence: Sentence) -> float:
@@ -205,11 +209,9 @@ def documents() -> Iterator[tuple[str, str]]:
     folder = Path(named) if named else Path(__file__).resolve().parent.parent
     patterns = ("**/*.md", "**/*.txt") if named else ("*.md", "docs/**/*.md")
     files = sorted({path.relative_to(folder) for pattern in patterns for path in folder.glob(pattern)})
-    visible = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-    if not visible:
-        raise FileNotFoundError(f"{folder} has no .md or .txt to answer from; set DSPEX_DOCS to one that has")
-    for file in visible:
-        yield file.as_posix(), (folder / file).read_text("utf-8", errors="replace")
+    for file in files:
+        if not any(part.startswith(".") for part in file.parts) and (folder / file).is_file():
+            yield file.as_posix(), (folder / file).read_text("utf-8", errors="replace")
 
 
 def blocks(text: str) -> Iterator[str]:

@@ -32,7 +32,6 @@ _PULL_EXPIRES = 30.0
 _NANO = 1_000_000_000
 
 
-
 class _Created(Answer):
     num_pending: int = 0
 
@@ -47,11 +46,12 @@ class Cursor:
     def __init__(self, api: Api, after: int, subject: str | None, inbox: str) -> None:
         self._api, self._subject, self._inbox = api, subject, inbox
         self.position = max(after, 0)
-        self._consumer = ""
+        self._consumer = self._reply = ""
         self._subscription: Subscription | None = None
         self._ready: deque[Entry] = deque()
         self._delivered = self._asked = self._pending = 0
         self._lost = False
+        self._silent = 0.0
         self._stirred = asyncio.Event()
 
     async def take(self, limit: int) -> list[Entry]:
@@ -69,6 +69,11 @@ class Cursor:
                     await self._stirred.wait()
             except TimeoutError:
                 self._lost = True
+                self._silent += _SILENCE
+                if self._silent > self._api.patience:
+                    raise LogError(
+                        f"the log {self._api.stream} sent its reader nothing for {self._silent:.0f} s"
+                    ) from None
         taken: list[Entry] = []
         while self._ready and len(taken) < limit:
             taken.append(self._ready.popleft())
@@ -114,9 +119,13 @@ class Cursor:
         if self._subject is not None:
             config["filter_subject"] = self._subject
         request = {"stream_name": self._api.stream, "config": config, "action": ""}
-        created = await self._api.request(f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created)
+        created = await self._api.request(
+            f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created
+        )
         self._consumer, self._pending = name, created.num_pending
-        self._subscription = self._api.connection.subscribe(self._inbox, self._on_message)
+        # An inbox of its own: what is said of the consumer before must not be taken for news of this one.
+        self._reply = f"{self._inbox}.{secrets.token_hex(11)}"
+        self._subscription = self._api.connection.subscribe(self._reply, self._on_message)
 
     def _pull(self, limit: int) -> None:
         if self._asked > 0:
@@ -128,9 +137,10 @@ class Cursor:
             "expires": int(_PULL_EXPIRES * _NANO),
             "idle_heartbeat": int(_HEARTBEAT * _NANO),
         }
-        self._api.publish(f"CONSUMER.MSG.NEXT.{self._api.stream}.{self._consumer}", what, self._inbox)
+        self._api.publish(f"CONSUMER.MSG.NEXT.{self._api.stream}.{self._consumer}", what, self._reply)
 
     def _on_message(self, message: Message) -> None:
+        self._silent = 0.0
         tokens = message.reply.split(".")
         if len(tokens) == 9 and tokens[1] == "ACK":
             if tokens[3] != self._consumer or self._lost:

@@ -229,8 +229,8 @@ class JetStreamLog:
     async def _end(self, subject: str | None) -> int:
         """The position of the newest entry that matches, 0 when there is none.
 
-        Only `>` is cheap: any other wildcard costs the server 0.1 µs a subject that it matches. But `>` finds nothing
-        when the stream's newest message was deleted.
+        Only `>` is cheap: any other wildcard costs the server 0.1 µs a subject that it matches. But `>` finds
+        nothing when the stream's newest message was deleted.
         """
         newest = await self._newest(subject or ">")
         if newest is None and subject in (None, ">"):
@@ -293,7 +293,7 @@ class JetStreamLog:
         return found
 
     def _cursor(self, after: int, subject: str | None) -> Cursor:
-        cursor = Cursor(self._api, after, subject, f"{self._inbox}.{secrets.token_hex(11)}")
+        cursor = Cursor(self._api, after, subject, self._inbox)
         self._cursors.add(cursor)
         return cursor
 

@@ -113,7 +113,12 @@ class MemoryLog:
     def reopened(self) -> MemoryLog:
         """The same log again after it was closed: its entries and its epoch, in a new object."""
         again = MemoryLog(self._subjects, max_payload=self._max_payload)
-        again._epoch, again._entries, again._of, again._heads = self._epoch, self._entries, self._of, self._heads
+        again._epoch, again._entries, again._of, again._heads = (
+            self._epoch,
+            self._entries,
+            self._of,
+            self._heads,
+        )
         return again
 
     def _check(self) -> None:

@@ -188,7 +188,8 @@ def test_durability_decides_when_the_server_syncs(servers: Make, durability: str
 
 
 async def test_acks_come_in_the_form_that_nats_py_can_read(server: Server) -> None:
-    """With the feature flag js_ack_fc_v2 on, ack subjects have more tokens, which ends nats-py's reading loop."""
+    """With the feature flag js_ack_fc_v2 on, ack subjects have more tokens, which ends nats-py's reading
+    loop."""
     async with await Client.connect(server.url) as client:
         stream = {"name": "S", "subjects": ["s"]}
         consumer = {"stream_name": "S", "config": {"name": "c", "ack_policy": "explicit"}}

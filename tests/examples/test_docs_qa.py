@@ -75,7 +75,9 @@ def test_an_answer_names_its_file_and_heading(pages: Path) -> None:
 
 
 def test_full_style_goes_on_after_the_sentence(pages: Path) -> None:
-    terse, full = (QABot(style=style)(question="What does replay do?").answer for style in ("terse", "full"))
+    terse, full = (
+        QABot(style=style)(question="What does exit code 1 mean?").answer for style in ("terse", "full")
+    )
     assert full.startswith(terse)
     assert len(full) > len(terse)
 
@@ -112,9 +114,12 @@ def test_a_folder_is_read_with_its_subfolders_and_without_hidden_ones(pages: Pat
     assert QABot()(question="How does the falcon dive?").source == "deep/er/birds.txt"
 
 
-def test_a_folder_without_documents_is_one_clear_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", [None, "", "# Only a heading\n"])
+def test_a_folder_without_text_is_one_clear_sentence(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if text is not None:
+        (tmp_path / "a.md").write_text(text)
     monkeypatch.setenv("DSPEX_DOCS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"has no \.md or \.txt .* DSPEX_DOCS"):
         QABot()(question="anything")
@@ -142,7 +147,8 @@ HOSTILE: list[Callable[[int], str]] = [
     lambda n: "```\n" * (n // 4),
     lambda n: "<!--" * (n // 4),
     lambda n: "a\n" * (n // 2),
-    lambda n: "A! " * (n // 3),
+    lambda n: "Cat! " * (n // 5),
+    lambda n: "cat " * (n // 4),
 ]
 
 

@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.bus.client import Client
 from dspex.bus.server import Server
-from dspex.bus.streams import ensure_log
+from dspex.bus.streams import ensure_log, set_doors
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Connection, Entry, Log, Message, Subscription
 from dspex.core.subjects import Subjects
 from dspex.store import JetStreamLog
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 TASK = "task.qabot.1"
 _numbers = itertools.count(1)
@@ -64,7 +64,9 @@ class Wire:
 
     def __init__(self, inner: Connection) -> None:
         self.inner = inner
-        self.spoil_call: Callable[[str, Callable[[], Awaitable[Message]]], Awaitable[Message] | None] | None = None
+        self.spoil_call: (
+            Callable[[str, Callable[[], Awaitable[Message]]], Awaitable[Message] | None] | None
+        ) = None
         self.spoil_handler: Callable[[Callable[[Message], None]], Callable[[Message], None]] | None = None
 
     @property
@@ -76,7 +78,9 @@ class Wire:
     ) -> None:
         self.inner.publish(subject, data, reply=reply, headers=headers)
 
-    def call(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Awaitable[Message]:
+    def call(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> Awaitable[Message]:
         def send() -> Awaitable[Message]:
             return self.inner.call(subject, data, headers=headers)
 
@@ -95,7 +99,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def opened(server: Server, patience: float = 30.0) -> AsyncIterator[tuple[JetStreamLog, Wire, Subjects]]:
+async def opened(
+    server: Server, patience: float = 30.0
+) -> AsyncIterator[tuple[JetStreamLog, Wire, Subjects]]:
     subjects = Subjects(f"t{next(_numbers)}")
     async with await Client.connect(server.url, name="tests") as client:
         wire = Wire(client)
@@ -185,9 +191,9 @@ async def test_what_the_stream_refuses_is_said_at_once(shared_server: Server) ->
         info = json.loads((await wire.request(f"$JS.API.STREAM.INFO.{subjects.stream}", b"")).data)
         config = info["config"] | {"max_msg_size": 500}
         await wire.request(f"$JS.API.STREAM.UPDATE.{subjects.stream}", json.dumps(config).encode())
-        with pytest.raises(LogError, match="refused an append .* maximum"):
+        with pytest.raises(LogError, match=r"refused an append .* maximum"):
             await log.append(TASK, commit(TASK, mark="x" * 500), Head())
-        with pytest.raises(LogError, match="refused the message .* maximum"):
+        with pytest.raises(LogError, match=r"refused the message .* maximum"):
             await log.store(subjects.door("task", "qabot"), b"x" * 600, {})
 
 
@@ -205,7 +211,7 @@ async def test_a_server_that_is_gone_is_a_log_error_in_the_end(
         with pytest.raises(LogError, match="unknown"):
             await log.store(subjects.door("task", "qabot"), b"{}", {})
         await asyncio.to_thread(server.start)
-        while not wire.inner.connected:  # type: ignore[attr-defined]
+        while not wire.inner.connected:  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -342,9 +348,21 @@ async def test_readers_leave_no_consumer_behind(shared_server: Server) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_tail_may_wait_for_a_program_that_is_not_registered_yet(shared_server: Server) -> None:
-    from dspex.bus.streams import set_doors
+async def test_a_reader_that_is_sent_nothing_says_so(
+    shared_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a permission is missing: the server tells the connection, not the one who waits."""
+    monkeypatch.setattr("dspex.store.cursor._SILENCE", 0.1)
+    async with opened(shared_server, patience=0.25) as (log, wire, _):
+        await put(log, TASK)
+        wire.spoil_handler = lambda handler: lambda message: None
+        with pytest.raises(LogError, match="sent its reader nothing"):
+            await anext(log.tail(0))
+        with pytest.raises(LogError, match="sent its reader nothing"):
+            await log.scan(0)
 
+
+async def test_a_tail_may_wait_for_a_program_that_is_not_registered_yet(shared_server: Server) -> None:
     async with opened(shared_server) as (log, wire, subjects):
         door = subjects.door("task", "later")
         tail = log.tail(0, door)

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.contracts.log_contract import LogContract, commit
+from tests.store.test_jetstream import Stream
 
 from dspex.bus.client import Client
 from dspex.bus.streams import ensure_log
@@ -15,8 +17,6 @@ from dspex.core.events import Head
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects
 from dspex.store import JetStreamLog
-from tests.contracts.log_contract import LogContract, commit
-from tests.store.test_jetstream import Stream
 
 if TYPE_CHECKING:
     from tests.conftest import Cluster

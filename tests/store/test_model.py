@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.contracts.log_contract import commit, positions
 
 from dspex.core.codec import encode_commit
 from dspex.core.events import Head
@@ -18,15 +19,19 @@ from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
 from dspex.store import MemoryLog, SqliteLog
 from dspex.store.rules import subject_filter
-from tests.contracts.log_contract import commit, positions
 
 NAMES = ["task.a.1", "task.a.2", "agent.a.1"]
 FILTERS = [None, ">", "dspex.event.task.>", "dspex.event.*.a.1", "dspex.task.a", "dspex.*.a"]
 
+WHERE = ["head", "head", "start", "old", "again"]
+
 append = st.tuples(
-    st.just("append"), st.sampled_from(NAMES), st.integers(1, 3), st.sampled_from(["head", "head", "start", "old", "again"]),
+    st.just("append"),
+    st.sampled_from(NAMES),
+    st.integers(1, 3),
+    st.sampled_from(WHERE),
     st.sampled_from("xyz"),
-)  # fmt: skip
+)
 operation = st.one_of(
     append,
     append,
@@ -71,7 +76,9 @@ async def run(kind: Literal["memory", "sqlite"], operations: list[tuple[Any, ...
     for what, *arguments in operations:
         if what == "append":
             name, count, where, mark = arguments
-            expected = {"head": model.heads[name][-1], "start": Head(), "old": model.heads[name][-2:][0]}.get(where)
+            expected = {"head": model.heads[name][-1], "start": Head(), "old": model.heads[name][-2:][0]}.get(
+                where
+            )
             if expected is None:
                 expected, count, mark = repeats.get(name, (Head(), count, mark))
             repeats[name] = (expected, count, mark)

@@ -1,5 +1,7 @@
 """The log in a SQLite file."""
 
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240  (a test may block: nothing else runs in its loop)
+
 from __future__ import annotations
 
 import asyncio
@@ -14,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
@@ -22,7 +25,6 @@ from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
 from dspex.store import SqliteLog
 from dspex.store.sqlite import Durability
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 TASK = "task.qabot.1"
 
@@ -79,7 +81,9 @@ async def test_a_second_writer_is_refused_with_the_holders_pid(path: Path, log: 
 def test_a_second_writer_process_is_refused(path: Path) -> None:
     async def main() -> None:
         log = await SqliteLog.open(path)
-        code = f"import asyncio; from dspex.store import SqliteLog; asyncio.run(SqliteLog.open({str(path)!r}))"
+        code = (
+            f"import asyncio; from dspex.store import SqliteLog; asyncio.run(SqliteLog.open({str(path)!r}))"
+        )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "LogError" in other.stderr and "already open for writing" in other.stderr
         await put(log, TASK)
@@ -303,7 +307,7 @@ async def test_a_full_disk_is_said_and_the_log_goes_on_when_there_is_room(small_
     filler = small_disk / "filler"
     free = os.statvfs(small_disk)
     filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize))
-    with pytest.raises(LogError, match="cannot write the log .* full"):
+    with pytest.raises(LogError, match=r"cannot write the log .* full"):
         await log.append(TASK, commit(TASK, after=1, mark="x" * 200_000), head)
     assert len(await log.read(TASK)) == 1
     filler.unlink()

@@ -1,0 +1,195 @@
+"""`dspex up`: runs a system in this process, and says what happens.
+
+This process is the root of the system: it forks, so it has no event loop and starts no thread, and what it prints are
+plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dspex.console.bodies import example_of
+from dspex.console.options import Options, common
+from dspex.console.render import bold, clean, dim, green, print_json, red, yellow
+
+if TYPE_CHECKING:
+    from dspex.compose.root import Plan
+    from dspex.compose.settings import Settings
+
+__all__ = ["ask_line", "data_flag", "nats_line", "up"]
+
+MAX_SHOWN = 5
+
+
+@click.command()
+@click.argument("app", required=False, type=click.Path())
+@click.option("--agents", type=click.IntRange(1, 1000), help="Processes that serve each program (default: 1).")
+@click.option("--durability", type=click.Choice(["power", "process"]), help="What an acknowledged task survives: a loss of power (the default), or any crash of ours.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), help="The port of our own server; when taken, the next free one.")
+@click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
+@common
+def up(
+    options: Options, app: str | None, agents: int | None, durability: str | None, port: int | None, replace: bool
+) -> int:
+    """Run programs as supervised agents, until Ctrl-C.
+
+    APP is file.py, file.py:Program, or a dspex.toml; without it ./dspex.toml names the programs. Starts a NATS server
+    in the data folder, unless --nats names one.
+
+    With --json one line is printed, when everything serves: {"ready": true, "nats": "nats://…", …}.
+    """
+    from dspex.compose.root import SystemSpec, run_root
+
+    settings, plans = _plans(options, app, agents, durability)
+    if port and settings.nats:
+        raise click.UsageError(f"--port is for our own server, but {settings.nats} is to be used")
+    spec = SystemSpec(
+        plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
+        prefix=settings.prefix, durability=settings.durability, replace=replace, debug=options.debug,
+    )  # fmt: skip
+    teller = _Teller(options.json, port or 0, settings)
+    teller.begin()
+    status = run_root(spec, on_event=teller.hear)
+    teller.end(status)
+    return status
+
+
+def _plans(
+    options: Options, app: str | None, agents: int | None, durability: str | None
+) -> tuple[Settings, list[Plan]]:
+    """The settings, and what is to be served."""
+    from dspex.compose.app import split_app
+    from dspex.compose.root import Plan
+    from dspex.core.errors import ConfigurationError
+
+    toml = Path(app) if app and app.endswith(".toml") else None
+    settings = options.settings(file=toml, durability=durability, agents=agents)
+    if app and not toml:
+        path, _ = split_app(app)
+        if not path.is_file():
+            raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
+        return settings, [Plan(app, settings.agents)]
+    folder = toml.parent if toml else Path()
+    plans = [
+        Plan(str(folder / program.app), agents or program.agents) for program in settings.programs.values()
+    ]
+    if not plans:
+        where = str(toml) if toml else "no file was given and ./dspex.toml"
+        raise ConfigurationError(f"{where} names no programs; try dspex up qa.py, or add [programs.qabot] with app = \"qa.py\"")
+    return settings, plans
+
+
+@dataclass
+class _Teller:
+    """Says what the root hears."""
+
+    as_json: bool
+    port: int
+    settings: Settings
+    ready: bool = False
+    started: float = field(default_factory=time.monotonic)
+    programs: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[str, Any] | None = None
+    down: set[str] = field(default_factory=set)
+
+    def begin(self) -> None:
+        if not self.as_json:
+            where = self.settings.nats or f"a NATS server in {self.settings.data}"
+            click.echo(dim(f"starting on {where} …"))
+            sys.stdout.flush()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "loaded":
+                self.programs = event["programs"]
+            case "ready":
+                self.ready = True
+                self._say_ready(event["nats"], event["data"])
+            case "refused" if not self.ready:
+                self.refused = self.refused or event
+            case "refused":
+                self._line(red(f"{event['agent']} cannot serve: {event['reason']}"))
+            case "crashed":
+                self.down.add(event["agent"])
+                soon = f" in {event['delay']:g} s" if event.get("delay") else ""
+                self._line(yellow(f"{event['agent']} (process {event['pid']}) died: {event['reason']}; starting it again{soon}"))
+            case "serving" if event["agent"] in self.down:
+                self.down.discard(event["agent"])
+                self._line(green(f"{event['agent']} serves again"))
+
+    def end(self, status: int) -> None:
+        """After the system ended: raise what it was refused for, or say goodbye."""
+        from dspex.core.errors import ConfigurationError, Conflict
+
+        if self.refused:
+            kind = Conflict if self.refused.get("role") == "agent" else ConfigurationError
+            raise kind(self.refused["reason"])
+        if status == 0 and self.ready:
+            self._line("drained and stopped")
+
+    def _line(self, text: str) -> None:
+        click.echo(f"{dim(time.strftime('%H:%M:%S'))} {text}", err=self.as_json)
+
+    def _say_ready(self, url: str, data: str) -> None:
+        if self.port and not url.endswith(f":{self.port}"):
+            click.echo(f"dspex: port {self.port} is taken; the server listens on {url.rpartition(':')[2]} instead", err=True)
+        if self.as_json:
+            print_json({"ready": True, "nats": url, "console": None, "data": data})
+            return
+        click.echo(f"{green('ready')} in {time.monotonic() - self.started:.1f} s\n")
+        for program in self.programs:
+            number = program["agents"]
+            agents = "1 agent" if number == 1 else f"{number} agents"
+            click.echo(f"  {bold(program['program'])}  {clean(program['doc'])}  {dim(agents)}")
+        click.echo(f"\n  nats   {url}\n  data   {data}\n")
+        click.echo("Try, in another terminal:\n")
+        flag = data_flag(self.settings.data)
+        for program in self.programs[:MAX_SHOWN]:
+            body = example_of(program["input_schema"])
+            click.echo(f"  {ask_line(program['program'], body, flag)}")
+            click.echo(f"  {nats_line(program['program'], body, url, self.settings.prefix)}")
+        click.echo(f"  dspex events --follow{flag}\n")
+        click.echo(dim("Ctrl-C drains the agents and stops."))
+        sys.stdout.flush()
+
+
+def data_flag(data: Path) -> str:
+    """` --data DIR` as a command needs it to find the system, "" for the folder it looks in anyway."""
+    import shlex
+
+    return "" if data == Path(".dspex") else f" --data {shlex.quote(str(data))}"
+
+
+def ask_line(program: str, body: dict[str, Any], flag: str) -> str:
+    """A paste-ready `dspex ask`."""
+    import shlex
+
+    if body and all(isinstance(value, str | int | float) for value in body.values()):
+        fields = " ".join(f"{name}={_quoted(value)}" for name, value in body.items())
+    else:
+        fields = shlex.quote(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+    return f"dspex ask {program} {fields}{flag}"
+
+
+def nats_line(program: str, body: dict[str, Any], url: str, prefix: str) -> str:
+    """A paste-ready request with the `nats` command line."""
+    import shlex
+
+    content = shlex.quote(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+    return f"nats req {prefix}.ask.{program} {content} -s {url}"
+
+
+def _quoted(value: object) -> str:
+    import shlex
+
+    if not isinstance(value, str):
+        return json.dumps(value)
+    text = value if '"' in value or "$" in value or "`" in value or "\\" in value or "!" in value else ""
+    return shlex.quote(text) if text else f'"{value}"'
