@@ -25,6 +25,9 @@ __all__ = ["Doors"]
 
 logger = logging.getLogger("dspex.agents")
 
+MAX_HEADERS = 32 << 10
+"""Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
+
 _OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
 _NEVER = {h.REPLY.lower(), h.TASK.lower()}
 
@@ -49,6 +52,9 @@ class Doors:
     def ask(self, request: Request) -> None:
         """Refuse what is not an Input; store the rest, with the return address."""
         headers = _forwarded(request)
+        size = sum(len(name) + len(value.encode()) for name, value in headers.items())
+        if size > MAX_HEADERS:
+            raise InvalidInput(f"the headers have {size:,} bytes; {MAX_HEADERS:,} are allowed")
         h.key_of(headers)
         h.deadline_of(headers, 0.0)
         self._worker.program.decode(request.data)

@@ -15,14 +15,17 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
-from dspex.core.codec import encode_event, events_of
-from dspex.core.errors import InvalidInput, NotFound
+from dspex.core.codec import encode_event, events_of, rfc3339
+from dspex.core.errors import InvalidInput, LogCorrupt, NotFound
+from dspex.core.events import Event, OutcomeReported, SignalSent, TaskSubmitted, UnknownEvent
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate, parse_aggregate, valid_token
 
 __all__ = ["Reader"]
 
 MAX_REPLY = 768 << 10
+ENVELOPE = 64 << 10
+"""Bytes kept free beside the events of a reply."""
 MAX_OUTCOMES = 10_000
 POLL = 2.0
 
@@ -76,7 +79,7 @@ class Reader:
         events: list[Any] = []
         size, last = 0, query.after
         for entry in entries:
-            page = [_shown(entry, event) for event in events_of(entry, self._subjects)]
+            page = self._shown(entry)
             size += sum(len(event) for event in page)
             if events and size > MAX_REPLY:
                 complete = False
@@ -89,6 +92,17 @@ class Reader:
             "epoch": self._log.epoch, "events": events, "next": max(last, head) if complete else last, "head": head,
         }  # fmt: skip
         return msgspec.json.encode(body)
+
+    def _shown(self, entry: Entry) -> list[msgspec.Raw]:
+        """An entry's events as JSON, each with its position. One that cannot be shown is said to be there."""
+        try:
+            events = events_of(entry, self._subjects)
+        except LogCorrupt as error:
+            events = [_unreadable(entry, error)]
+        shown = [_with_position(entry, event) for event in events]
+        if sum(map(len, shown)) > self._client.max_payload - ENVELOPE:
+            shown = [_with_position(entry, _without_body(event)) for event in events]
+        return shown
 
     async def _entries(self, query: _Query) -> tuple[list[Entry], bool]:
         """The entries of one page, and whether there are no more now."""
@@ -158,7 +172,31 @@ def _names(body: bytes, task: str) -> bool:
     return str(named) == task
 
 
-def _shown(entry: Entry, event: Any) -> msgspec.Raw:
+def _unreadable(entry: Entry, error: LogCorrupt) -> Event:
+    """What stands for an entry that nobody of ours has written."""
+    said = msgspec.json.encode({"subject": entry.subject, "message": str(error)[:500], "bytes": len(entry.body)})
+    return Event(
+        aggregate="", version=0, time=rfc3339(entry.time), source="unknown", correlation=str(entry.position),
+        causation=str(entry.position), data=UnknownEvent(type="Unreadable", data=msgspec.Raw(said)),
+        position=entry.position,
+    )  # fmt: skip
+
+
+def _without_body(event: Event) -> Event:
+    """A door's message that is nearly as large as a message may be: its body does not fit into a reply."""
+    null = msgspec.Raw(b"null")
+    match event.data:
+        case TaskSubmitted() as data:
+            return msgspec.structs.replace(event, data=msgspec.structs.replace(data, input=null))
+        case OutcomeReported() as data:
+            return msgspec.structs.replace(event, data=msgspec.structs.replace(data, outcome=null))
+        case SignalSent() as data:
+            return msgspec.structs.replace(event, data=msgspec.structs.replace(data, signal=null))
+        case _:
+            return event
+
+
+def _with_position(entry: Entry, event: Event) -> msgspec.Raw:
     """A CloudEvent with its position, as JSON."""
     body = encode_event(event)
     return msgspec.Raw(b'{"position":%d,%b' % (entry.position, body[1:]))

@@ -15,7 +15,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Self
 
 from nats.errors import Error as NatsError
@@ -31,6 +32,9 @@ CALL_TIMEOUT = 5.0
 TICK = 0.25
 """Seconds between looks at the clock: a timeout is exact to so much."""
 COMPLAIN_EVERY = 3.0
+MAX_SUBJECTS = 4000
+"""What fits into a control line of 4,096 bytes, the server's default, beside two lengths and the verb."""
+FRAME = len("HPUB    \r\n\r\n")
 _SPACE = re.compile(r"\s")
 _known_names: set[str] = set()
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -120,15 +124,12 @@ class Client:
         """Answer a request on the reply subject it came with, byte for byte."""
         reply = message.raw_reply
         if reply and b"\r" not in reply and b" " not in reply:
-            self._wire.send(_frame(reply, b"", data, headers))
+            self._wire.send(self._command(reply, b"", data, headers))
 
-    def call(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Awaitable[Message]:
-        """Send a request and return the future of its reply; it fails with TimeoutError after 5 s."""
-        return self._call(subject, data, headers, CALL_TIMEOUT)
-
-    def _call(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float
+    def call(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = CALL_TIMEOUT
     ) -> asyncio.Future[Message]:
+        """Send a request and return the future of its reply; it fails with TimeoutError after `timeout` seconds."""
         token = b"%x" % next(self._tokens)
         self._wire.send(self._command(subject.encode(), self._inbox_bytes + token, data, headers))
         future: asyncio.Future[Message] = self._loop.create_future()
@@ -141,7 +142,7 @@ class Client:
         """Send a request and wait for one reply; no responders come as a message with status 503."""
         _check_subject(subject)
         async with asyncio.timeout(timeout):
-            return await self._call(subject, data, headers, timeout + 1)
+            return await self.call(subject, data, headers=headers, timeout=timeout + 1)
 
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Tap:
         _check_subject(subject)
@@ -179,9 +180,13 @@ class Client:
     # -- inside
 
     def _command(self, subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
-        if len(data) > self._wire._max_payload:
-            raise ValueError(f"{len(data):,} bytes are more than the server's limit of {self._wire._max_payload:,}")
-        return _frame(subject, reply, data, headers)
+        if len(subject) + len(reply) > MAX_SUBJECTS:
+            raise ValueError(f"subject and reply have {len(subject) + len(reply):,} bytes, more than a server takes")
+        frame = _frame(subject, reply, data, headers)
+        size = len(frame) - len(subject) - len(reply) - FRAME if headers else len(data)
+        if size > self._wire._max_payload:
+            raise ValueError(f"{size:,} bytes are more than the server's limit of {self._wire._max_payload:,}")
+        return frame
 
     def _on_reply(self, message: Message) -> None:
         waiting = self._waiting.pop(message.raw_subject[len(self._inbox) :], None)
@@ -243,10 +248,18 @@ class Client:
 def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
     if headers is None:
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
-    fields = "".join([_field(name, value) for name, value in headers.items()])
-    block = f"NATS/1.0\r\n{fields}\r\n".encode()
+    block = _block(tuple(headers.items())) if len(headers) == 1 else _new_block(tuple(headers.items()))
     size = len(block)
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
+
+
+def _new_block(headers: tuple[tuple[str, str], ...]) -> bytes:
+    fields = "".join([_field(name, value) for name, value in headers])
+    return f"NATS/1.0\r\n{fields}\r\n".encode()
+
+
+# A compare-and-set carries one short header, and nearly always the same: the first commit of a task expects 0.
+_block = lru_cache(maxsize=64)(_new_block)
 
 
 def _field(name: str, value: str) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from dspex.bus.client import Client, Message
 from dspex.core import headers as h
 from dspex.core.codec import rfc3339
-from dspex.core.errors import LimitExceeded, TaskError
+from dspex.core.errors import ConnectionFailed, LimitExceeded, LogCorrupt, LogError, TaskError, Unavailable
 from dspex.core.ports import Subscription
 
 __all__ = ["Endpoint", "Request", "Service", "error_reply"]
@@ -158,11 +158,8 @@ class Service:
             if len(self._tasks) >= self._limit:
                 raise LimitExceeded(f"{self._limit:,} requests are being worked on here; try again in a moment")
             work = endpoint.handler(request)
-        except TaskError as error:
-            request.fail(error)
-        except Exception:
-            logger.exception("endpoint %s failed", endpoint.subject)
-            request.fail(TaskError("dspex itself failed on this request; its log has the details", type="InternalError"))
+        except Exception as error:
+            _refuse(request, error)
         else:
             if work is not None:
                 task = asyncio.get_running_loop().create_task(self._work(work, request))
@@ -172,11 +169,8 @@ class Service:
     async def _work(self, work: Coroutine[Any, Any, None], request: Request) -> None:
         try:
             await work
-        except TaskError as error:
-            request.fail(error)
-        except Exception:
-            logger.exception("a request on %s failed", request.message.subject)
-            request.fail(TaskError("dspex itself failed on this request; its log has the details", type="InternalError"))
+        except Exception as error:
+            _refuse(request, error)
 
     def _ping(self) -> dict[str, Any]:
         return self.identity | {"type": "io.nats.micro.v1.ping_response"}
@@ -195,6 +189,20 @@ class Service:
             "started": self._started,
             "endpoints": [endpoint.stats() for endpoint in self.endpoints],
         }
+
+
+def _refuse(request: Request, error: Exception) -> None:
+    """Answer with what went wrong; what is not meant for clients goes to our own log."""
+    if isinstance(error, (ConnectionFailed, LogError)) and not isinstance(error, LogCorrupt):
+        logger.warning("a request on %s: %s", request.message.subject, error)
+        error = Unavailable("the log does not answer now; try again in a moment")
+    elif not isinstance(error, TaskError):
+        logger.error("a request on %s failed", request.message.subject, exc_info=error)
+        error = TaskError("dspex itself failed on this request; its log has the details", type="InternalError")
+    try:
+        request.fail(error)
+    except ConnectionFailed:
+        logger.debug("nobody can be told: the connection is closed")
 
 
 def _answering(client: Client, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:

@@ -226,6 +226,15 @@ class Wire(NatsClient):
             data=data, headers=headers, _client=self, _sid=sid,
         )  # fmt: skip
 
+    async def _process_err(self, err_msg: str) -> None:
+        """The server said -ERR and hangs up. The library takes most of these for the end; we connect again."""
+        if self.is_connected and "permissions violation" not in err_msg.lower():
+            error = NatsError(f"nats: {err_msg.strip(chr(39))}")
+            await self._error_cb(error)
+            await self._process_op_err(error)
+        else:
+            await super()._process_err(err_msg)
+
     async def _read_loop(self) -> None:
         await super()._read_loop()
         # The library's loop ends for good on an error it does not expect and leaves the client looking connected.

@@ -11,10 +11,13 @@ import msgspec
 
 from dspex.bus.client import Client, Message
 from dspex.core import headers as h
-from dspex.core.errors import NotFound, TaskError, Unavailable, task_error
+from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.subjects import Subjects, valid_token
 
 __all__ = ["Caller"]
+
+AWAY = 0.2
+"""Seconds between questions while nobody is there to answer."""
 
 GATHER = 0.25
 """Seconds without another answer after which discovery is taken as complete."""
@@ -55,7 +58,15 @@ class Caller:
         return str(await self._store("task", program, body, fields))
 
     async def result(self, program: str, task: str, *, timeout: float = 60.0) -> bytes:
-        """The output of a task by id or key, waited for. Raises TaskError with code 202 when it is not done in time."""
+        """The output of a task by id or key, waited for, also while the server or the agents are away.
+
+        Raises TaskError with code 202 when it is not done in time.
+        """
+        output, _ = await self.find(program, task, timeout=timeout)
+        return output
+
+    async def find(self, program: str, task: str, *, timeout: float = 60.0) -> tuple[bytes, str]:
+        """Like `result`, with the task's id, which a key does not tell."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         while True:
@@ -64,10 +75,13 @@ class Caller:
                 reply = await self._request(
                     self._door("result", program), task.encode(), wait + 5, {h.WAIT: f"{wait:.3f}"}
                 )
-                return reply.data
-            except TaskError as error:
-                if error.code != 202 or loop.time() >= until:
+                return reply.data, reply.headers.get(h.TASK, task)
+            except (TaskError, ConnectionFailed) as error:
+                away = isinstance(error, (ConnectionFailed, Unavailable))
+                if loop.time() >= until or not (away or error.code == 202):  # type: ignore[union-attr]
                     raise
+                if away:
+                    await asyncio.sleep(AWAY)
 
     async def score(self, program: str, task: str, score: float, feedback: str = "") -> int:
         """Score a task; returns the position of the outcome in the log."""

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import time
-import time
 from pathlib import Path
 
 from dspex.compose.settings import PLACE, Place
@@ -17,13 +16,10 @@ from dspex.core.errors import ConfigurationError
 
 __all__ = ["Folder"]
 
-ORPHANS = 10.0
-"""Seconds that the processes of a system whose root was killed get to end."""
-
 logger = logging.getLogger("dspex.compose")
 
-PATIENCE = 8.0
-"""Seconds to wait for the processes of a system whose root was killed."""
+PATIENCE = 10.0
+"""Seconds that the processes of a system whose root was killed get to end."""
 
 
 class Folder:
@@ -72,33 +68,15 @@ class Folder:
                 return
             except OSError:
                 holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
-            if time.monotonic() > until or not holder.isdecimal() or _runs(int(holder)):
-                raise ConfigurationError(
-                    f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
-                    "stop it, or choose another with --data"
-                )
-            if not said:
-                logger.warning("process %s, which used %s, was killed; waiting for what it left to end", holder, data)
-                said = True
-            time.sleep(0.05)
-
-    def _take_lock(self, data: Path) -> None:
-        """Processes below the holder have the lock, too: when it was killed, wait until they have noticed."""
-        until = time.monotonic() + ORPHANS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
-                if not _runs(holder) and time.monotonic() < until:
-                    time.sleep(0.02)
-                    continue
-                os.close(self._lock)
+            if time.monotonic() > until or _runs(holder):
                 raise ConfigurationError(
                     f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
                     "stop it, or choose another with --data"
                 ) from None
+            if not said:
+                logger.warning("process %s, which used %s, was killed; waiting for what it left to end", holder, data)
+                said = True
+            time.sleep(0.05)
 
     def _own_name(self) -> str:
         """Four hex digits that tell this system's agents from those of others on the same server."""
@@ -108,16 +86,6 @@ class Folder:
         name = secrets.token_hex(2)
         file.write_text(name)
         return name
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _runs(pid: str) -> bool:

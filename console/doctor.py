@@ -41,7 +41,7 @@ class Check:
     connection: bool = False
 
 
-@click.command()
+@click.command(short_help="Check this machine, the server and the log.")
 @common
 def doctor(options: Options) -> int:
     """Check what a system needs: this machine, and the server and log if one runs.

@@ -7,13 +7,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from dspex.console.bodies import BODY_HELP, body_of, is_id, lines_of, loosely, request_headers
-from dspex.console.options import Options, common, program_names
+from dspex.console.options import Options, common
+from dspex.console.programs import check_program, known, program_names
 from dspex.console.render import compact, dim, duration, is_terminal, print_fields, print_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["ask", "result", "score", "signal", "submit"]
 
 IN_FLIGHT = 256
-T = TypeVar("T")
 
 
 _program = click.argument("program", shell_complete=program_names)
@@ -31,7 +30,7 @@ _key = click.option("--key", metavar="KEY", help="The same program and key never
 _deadline = click.option("--deadline", metavar="WHEN", help="Seconds from now (2.5), or a time (2026-11-23T10:00:00Z).")
 
 
-@click.command(epilog=BODY_HELP)
+@click.command(epilog=BODY_HELP, short_help="Run a task and wait for its output.")
 @_program
 @_body
 @_key
@@ -48,14 +47,14 @@ def ask(options: Options, program: str, body: tuple[str, ...], key: str | None, 
     async def work() -> tuple[bytes, str, float]:
         async with options.connect() as caller:
             started = time.perf_counter()
-            output, task = await _known(caller, program, caller.ask(program, content, timeout=timeout, headers=headers))
+            output, task = await known(caller, program, caller.ask(program, content, timeout=timeout, headers=headers))
             return output, task, time.perf_counter() - started
 
     output, task, seconds = options.run(work())
     _show_output(options, output, task, f"task {task}, {duration(seconds)}")
 
 
-@click.command(epilog=BODY_HELP)
+@click.command(epilog=BODY_HELP, short_help="Store tasks; they cannot be lost from then on.")
 @_program
 @_body
 @_key
@@ -76,7 +75,7 @@ def submit(
 
         async def one() -> str:
             async with options.connect() as caller:
-                return await _known(caller, program, caller.submit(program, content, headers=headers))
+                return await known(caller, program, caller.submit(program, content, headers=headers))
 
         _show_task(options, options.run(one()))
         return
@@ -94,7 +93,7 @@ async def _submit_all(options: Options, program: str, bodies: list[bytes], key: 
         async def store(number: int, content: bytes) -> str:
             async with free:
                 headers = request_headers(f"{key}-{number}" if key else None, deadline)
-                return await _known(caller, program, caller.submit(program, content, headers=headers))
+                return await known(caller, program, caller.submit(program, content, headers=headers))
 
         work = [asyncio.create_task(store(number, content)) for number, content in enumerate(bodies, 1)]
         stored = 0
@@ -120,7 +119,7 @@ async def _submit_all(options: Options, program: str, bodies: list[bytes], key: 
             click.echo(f"tasks {ids[0]} to {ids[-1]}" if len(ids) > 1 else ids[0])
 
 
-@click.command()
+@click.command(short_help="Wait for the output of a task.")
 @click.argument("program_and_task", nargs=-1, metavar="[PROGRAM] TASK|KEY")
 @click.option("--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait for it to end.")
 @common
@@ -135,15 +134,18 @@ def result(options: Options, program_and_task: tuple[str, ...], wait: float) -> 
     if not named and not is_id(task):
         raise click.UsageError(f"{task} is no task's id; for a key give the program first: dspex result PROGRAM {task}")
 
-    async def work() -> bytes:
+    async def work() -> tuple[bytes, str]:
         async with options.connect() as caller:
+            if named:
+                await check_program(caller, named[0])
             program = named[0] if named else await caller.program_of(task)
-            return await _known(caller, program, caller.result(program, task, timeout=wait))
+            return await caller.find(program, task, timeout=wait)
 
-    _show_output(options, options.run(work()), task, "")
+    output, found = options.run(work())
+    _show_output(options, output, found, f"task {found}")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True}, short_help="Say how good a task's output was.")
 @click.argument("task")
 @click.argument("score", type=float)
 @click.option("--feedback", default="", metavar="TEXT", help="Why, in words.")
@@ -157,7 +159,7 @@ def score(options: Options, task: str, score: float, feedback: str, program: str
     async def work() -> int:
         async with options.connect() as caller:
             name = program or await _program_of(caller, task)
-            return await _known(caller, name, caller.score(name, task, score, feedback))
+            return await known(caller, name, caller.score(name, task, score, feedback))
 
     position = options.run(work())
     if options.json:
@@ -166,7 +168,7 @@ def score(options: Options, task: str, score: float, feedback: str, program: str
         click.echo(f"task {task} scored {score:g}")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True}, short_help="Tell a task something.")
 @click.argument("task")
 @click.argument("name")
 @click.argument("value", default="null")
@@ -178,7 +180,7 @@ def signal(options: Options, task: str, name: str, value: str, program: str | No
     async def work() -> int:
         async with options.connect() as caller:
             owner = program or await _program_of(caller, task)
-            return await _known(caller, owner, caller.signal(owner, task, name, loosely(value)))
+            return await known(caller, owner, caller.signal(owner, task, name, loosely(value)))
 
     position = options.run(work())
     if options.json:
@@ -194,24 +196,6 @@ async def _program_of(caller: Caller, task: str) -> str:
 
 
 # -- what comes out
-
-
-async def _known(caller: Caller, program: str, call: Coroutine[Any, Any, T]) -> T:
-    """The answer of a program's door; a misspelt program is told from one that no agent serves now."""
-    from dspex.core.errors import InvalidInput, NotFound, Unavailable
-
-    try:
-        return await call
-    except ValueError as error:  # the client's own limit, before anything was sent
-        raise InvalidInput(str(error)) from None
-    except (NotFound, Unavailable) as error:
-        if "nobody serves" not in error.message and "no program" not in error.message:
-            raise
-        programs = await caller.programs()
-        if program in programs:
-            raise Unavailable(f"no agent serves {program} now; `dspex ps` shows what runs") from None
-        there = f"there are {', '.join(programs)}" if programs else "none is registered; `dspex up FILE` runs one"
-        raise NotFound(f"there is no program {program}; {there}") from None
 
 
 def _show_output(options: Options, output: bytes, task: str, footer: str) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dspex.console.history import state_of, to_event
-from dspex.console.options import Options, common, program_names
+from dspex.console.options import Options, common
+from dspex.console.programs import check_program, program_names
 from dspex.console.render import EventLines, clean, compact, duration, print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ STATES = ["submitted", "running", "completed", "failed", "dead", "duplicate"]
 TAIL_WAIT = 20.0
 
 
-@click.command()
+@click.command(short_help="Show the processes that run.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 @common
 def ps(options: Options, watch: bool) -> None:
@@ -56,7 +57,7 @@ def _show_processes(options: Options, processes: list[dict[str, Any]]) -> None:
     print_table(columns, rows, right={"pid", "restarts", "tasks"})
 
 
-@click.command()
+@click.command(short_help="Show the tasks that came in.")
 @click.argument("program", required=False, shell_complete=program_names)
 @click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option("--limit", type=click.IntRange(0), help="The newest so many; 0 is all (default: 50, with --json all).")
@@ -67,7 +68,7 @@ def tasks(options: Options, program: str | None, state: str | None, limit: int |
 
     async def work() -> deque[tuple[str, str, str, TaskState]]:
         async with options.connect() as caller:
-            await _check_program(caller, program)
+            await check_program(caller, program)
             query = {"program": program} if program else {}
             found = await _folded(caller, query)
         wanted = [row for row in found if state is None or row[3].status == state]
@@ -81,7 +82,7 @@ def tasks(options: Options, program: str | None, state: str | None, limit: int |
     print_table(
         ["task", "program", "state", "tries", "came (UTC)", "took", "what came of it"],
         [
-            [task, name, where.status, where.attempts, came[11:19], duration(where.seconds) if where.ended else "", _end(where)]
+            [task, name, where.status, where.attempts, came[11:19], duration(where.seconds or None), _end(where)]
             for task, name, came, where in rows
         ],
         right={"task", "tries", "took"},
@@ -119,7 +120,7 @@ def _json(body: bytes) -> Any:
     return json.loads(body)
 
 
-@click.command()
+@click.command(short_help="Show what happened, from the log.")
 @click.argument("task", required=False)
 @click.option("--program", metavar="PROGRAM", help="Only events of this program.", shell_complete=program_names)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
@@ -147,7 +148,7 @@ def events(
 
     async def work() -> None:
         async with options.connect() as caller:
-            await _check_program(caller, program)
+            await check_program(caller, program)
             last = await _show_past(caller, query, after, wanted, show)
             if follow:
                 async for event in _coming(caller, query, last):
@@ -197,18 +198,3 @@ async def _coming(caller: Caller, query: dict[str, Any], after: int) -> AsyncIte
         for event in page["events"]:
             yield event
         after = max(after, int(page["next"]))
-
-
-async def _check_program(caller: Caller, program: str | None) -> None:
-    """Raise NotFound for a program that the log has never heard of: an empty answer would hide a misspelling."""
-    from dspex.core.errors import NotFound
-    from dspex.core.subjects import valid_token
-
-    if program is None:
-        return
-    if valid_token(program):
-        page = await caller.read_log(aggregate=f"program.{program}.0", limit=1)
-        if page["events"]:
-            return
-    names = ", ".join(await caller.programs()) or "none"
-    raise NotFound(f"there is no program {clean(program)}; there are: {names}")

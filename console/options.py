@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from dspex.compose.caller import Caller
     from dspex.compose.settings import Settings
 
-__all__ = ["Options", "common", "program_names"]
+__all__ = ["Options", "common"]
 
 T = TypeVar("T")
 
@@ -79,20 +77,3 @@ def common(command: Callable[..., T]) -> Callable[..., T]:
         return command(options=Options(json_, debug, nats, data, prefix), **own)
 
     return wrapped
-
-
-def program_names(ctx: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
-    """For shell completion: the programs that run, as far as they can be found quickly."""
-    from click.shell_completion import CompletionItem
-
-    flags = {name: ctx.params.get(name) for name in ("nats", "data", "prefix")}
-
-    async def find() -> set[str]:
-        async with Options(**flags).connect(wait=0.2) as caller:
-            return set(await caller.programs())
-
-    try:
-        names = asyncio.run(find())
-    except Exception:  # a shell that completes must not see errors
-        return []
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(typed)]

@@ -18,6 +18,8 @@ __all__ = [
 
 WHOLE = 2000
 """Characters of a cell that are shown where nothing else limits them."""
+PIPED = 240
+"""Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
 _BAD = {"TaskFailed", "TaskDeadLettered", "AgentCrashed", "AgentGaveUp"}
@@ -31,7 +33,7 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
 
 def paint(text: str, *, stream: IO[str] | None = None, **style: Any) -> str:
     """`text` in a style, unless nobody sees it or NO_COLOR is set."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
+    if not style or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
         return text
     return click.style(text, **style)
 
@@ -88,45 +90,43 @@ def duration(seconds: float | None) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
-    """A table: boxed and cut to the terminal's width, or aligned plain text when piped. `right` names the columns of
-    numbers."""
-    cells = [["" if cell is None else clean(str(cell)) for cell in row] for row in rows]
+    """A table: cut to the terminal's width, or whole when piped. `right` names the columns of numbers; they and states
+    are never cut."""
+    cells = [["" if cell is None else shorten(clean(str(cell)), WHOLE) for cell in row] for row in rows]
     numbers = set(right)
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
     if is_terminal():
-        _print_rich(columns, cells, numbers)
-        return
-    widths = [max(len(name), *(len(row[i]) for row in cells)) if cells else len(name) for i, name in enumerate(columns)]
-    for row in [list(columns), *cells]:
-        line = "  ".join(
-            cell.rjust(width) if name in numbers else cell.ljust(width)
-            for name, cell, width in zip(columns, row, widths, strict=True)
-        )
-        click.echo(line.rstrip())
+        widths = _fitted(widths, [name in numbers or name in _WHOLE_COLUMNS for name in columns])
+    for row_number, row in enumerate([list(columns), *cells]):
+        parts = []
+        for cell, width, name in zip(row, widths, columns, strict=True):
+            text = shorten(cell, width)
+            text = text.rjust(width) if name in numbers else text.ljust(width)
+            parts.append(bold(text) if row_number == 0 else paint(text, **_STATES.get(cell, {})))
+        click.echo("  ".join(parts).rstrip())
+        if row_number == 0 and is_terminal():
+            click.echo(dim("─" * (sum(widths) + 2 * (len(widths) - 1))))
 
 
-def _print_rich(columns: Sequence[str], cells: list[list[str]], numbers: set[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    for number, name in enumerate(columns):
-        last = number == len(columns) - 1
-        table.add_column(
-            name, justify="right" if name in numbers else "left", no_wrap=True, overflow="ellipsis",
-            ratio=None, min_width=None if last else min(12, max([len(name), *(len(row[number]) for row in cells)])),
-        )  # fmt: skip
-    for row in cells:
-        table.add_row(*(Text(shorten(cell, WHOLE), style=_STATES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(table)
+def _fitted(widths: list[int], whole: list[bool]) -> list[int]:
+    """The widths made to fit the terminal, by cutting the widest of those that may be cut."""
+    widths = list(widths)
+    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max((width, i) for i, width in enumerate(widths) if not whole[i] or all(whole))[1]
+        if widths[widest] <= 8:
+            break
+        widths[widest] -= 1
+    return widths
 
 
-_STATES = {
-    "serving": "green", "completed": "green", "ok": "green", "starting": "yellow", "restarting": "yellow",
-    "draining": "yellow", "running": "yellow", "warn": "yellow", "failed": "red", "dead": "red", "gave up": "red",
-    "fail": "red", "duplicate": "dim", "submitted": "cyan",
-}  # fmt: skip
+_WHOLE_COLUMNS = {"state", "pid", "status"}
+_STATES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("serving", "completed"), {"fg": "green"}),
+    **dict.fromkeys(("starting", "restarting", "draining", "running", "submitted"), {"fg": "yellow"}),
+    **dict.fromkeys(("failed", "dead", "gave up"), {"fg": "red"}),
+    **dict.fromkeys(("duplicate", "not active", "stopped"), {"dim": True}),
+}
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -147,21 +147,25 @@ class EventLines:
     """Events under each other, one line each, so that they can be followed while they come."""
 
     def __init__(self) -> None:
-        self._width = shutil.get_terminal_size().columns if is_terminal() else WHOLE
+        width = shutil.get_terminal_size().columns if is_terminal() else PIPED
+        self._clock = 12 if width >= 100 else 8  # milliseconds where there is room for them
+        self._room = max(width - (6 + 2 + self._clock + 2 + 17 + 2 + 14 + 2), 16)
         self._begun = False
 
     def show(self, event: dict[str, Any], *, faded: bool = False) -> None:
         """Print one event as `dspex.log.read` gives it."""
         if not self._begun:
             self._begun = True
-            click.echo(bold(f"{'position':>8}  {'time (UTC)':<12}  {'event':<17}  {'who':<18}  what"))
-        kind, author = event["type"], shorten(who(event), 18)
-        room = self._width - 8 - 12 - 17 - 18 - 8
-        text = shorten(gist(event), max(room, 16))
+            head = "time UTC" if self._clock == 8 else "time (UTC)"
+            click.echo(bold(f"{'at':>6}  {head:<{self._clock}}  {'event':<17}  {'who':<14}  what"))
+        kind = clean(event["type"])
         color = "green" if kind in _GOOD else "red" if kind in _BAD else "cyan" if kind in _OURS else None
-        name = paint(f"{shorten(kind, 17):<17}", fg=color, dim=faded)
-        line = f"{event['position']:>8}  {_clock(event['time'])}  {name}  {author:<18}  {text}"
-        click.echo(dim(line) if faded else line)
+        style: dict[str, Any] = {"dim": True} if faded else {"fg": color} if color else {}
+        # A time is 2026-11-23T10:00:00.123456Z; it is UTC here as in the log.
+        time = event["time"][11 : 11 + self._clock].rstrip("Z").ljust(self._clock)
+        name, author = f"{shorten(kind, 17):<17}", f"{shorten(who(event), 14):<14}"
+        rest = f"{author}  {shorten(gist(event), self._room)}"
+        click.echo(f"{event['position']:>6}  {dim(time)}  {paint(name, **style)}  {dim(rest) if faded else rest}")
 
 
 def who(event: dict[str, Any]) -> str:
@@ -207,8 +211,3 @@ def _fields(body: object) -> str:
     if not isinstance(body, dict):
         return compact(body)
     return ", ".join(f"{clean(str(name))} {compact(value)}" for name, value in body.items())
-
-
-def _clock(time: str) -> str:
-    """`2026-11-23T10:00:00.123456Z` as 10:00:00.123; times are UTC here as in the log."""
-    return time[11:23].rstrip("Z").ljust(12)

@@ -54,7 +54,7 @@ class Verdict:
     why: str = ""
 
 
-@click.command()
+@click.command(short_help="Rebuild a task from the log and run it again.")
 @click.argument("task")
 @click.option("--to", type=click.IntRange(0), metavar="N", help="Show the task as it stood at version N.")
 @click.option("--app", metavar="FILE[:PROGRAM]", help="Where the program is, when it is not where it was.")

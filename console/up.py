@@ -28,7 +28,7 @@ __all__ = ["ask_line", "data_flag", "nats_line", "up"]
 MAX_SHOWN = 5
 
 
-@click.command()
+@click.command(short_help="Run programs as supervised agents.")
 @click.argument("app", required=False, type=click.Path())
 @click.option("--agents", type=click.IntRange(1, 1000), help="Processes that serve each program (default: 1).")
 @click.option("--durability", type=click.Choice(["power", "process"]), help="What an acknowledged task survives: a loss of power (the default), or any crash of ours.")  # fmt: skip

@@ -6,29 +6,22 @@ from typing import Any
 
 import click
 
-from dspex.console.options import Options, common, program_names
+from dspex.console.options import Options, common
+from dspex.console.programs import known, program_names
 from dspex.console.render import compact, dim, print_json, print_table
 
 __all__ = ["variables"]
 
 
-@click.command("vars")
+@click.command("vars", short_help="Show the values a program runs on.")
 @click.argument("program", shell_complete=program_names)
 @click.argument("verb", type=click.Choice(["get"]), default="get")
 @common
 def variables(options: Options, program: str, verb: str) -> None:
     """Show a program's variables: the values in force, and what each may be."""
-    from dspex.core.errors import NotFound, Unavailable
-
     async def work() -> dict[str, Any]:
         async with options.connect() as caller:
-            try:
-                return await caller.variables(program)
-            except (NotFound, Unavailable):
-                names = await caller.programs()
-                if program in names:
-                    raise Unavailable(f"no agent serves {program} now; `dspex ps` shows what runs") from None
-                raise NotFound(f"there is no program {program}; there are: {', '.join(names) or 'none'}") from None
+            return await known(caller, program, caller.variables(program))
 
     found = options.run(work())
     if options.json:

@@ -6,6 +6,7 @@ Our profile of CloudEvents 1.0 (JSON Batch Format): ids are strings, `aggregate`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -39,6 +40,7 @@ class _Stored(Struct, kw_only=True):
     data: Raw
 
 
+_TIME = re.compile(r"[0-9T:.Z+-]{1,40}")
 _encode = msgspec.json.Encoder().encode
 _quoted = lru_cache(maxsize=1024)(_encode)
 
@@ -90,7 +92,7 @@ def decode_commit(body: bytes, position: int = 0) -> list[Event]:
     """The events of a commit, upcast to today's schemas. Raises LogCorrupt when the bytes are no commit."""
     try:
         return [_event(stored, position) for stored in _batch.decode(body)]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError) as error:
         raise LogCorrupt(f"position {position} holds no commit: {error}") from error
 
 
@@ -104,9 +106,9 @@ def _event(stored: _Stored, position: int) -> Event:
 
 def _payload(name: str, dataschema: str, raw: Raw) -> Payload:
     kind = PAYLOADS.get(name)
-    if kind is None:
-        return UnknownEvent(type=name, data=raw)
     schema = int(dataschema.rpartition(":")[2] or 0)
+    if kind is None or schema > kind.schema:
+        return UnknownEvent(type=name, data=raw)
     if schema == kind.schema:
         return _payload_decoders[name].decode(raw)
     data = msgspec.json.decode(raw)
@@ -119,11 +121,15 @@ def events_of(entry: Entry, subjects: Subjects) -> list[Event]:
     """The events of one log entry: those of its commit, or the one that a door message is.
 
     A door message's event has version 0, its time and position are those of storing, its correlation is its own
-    position unless a header gave another.
+    position unless a header gave another. Raises LogCorrupt.
     """
     door = subjects.door_of(entry.subject)
     if door is None:
-        return decode_commit(entry.body, entry.position)
+        events = decode_commit(entry.body, entry.position)
+        name = subjects.aggregate_of(entry.subject)
+        if any(event.aggregate != name or not _TIME.fullmatch(event.time) for event in events):
+            raise LogCorrupt(f"position {entry.position} holds a commit of another aggregate than {name}")
+        return events
     kind, program = door
     body = _json_or_null(entry.body)
     data: Payload

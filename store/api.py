@@ -19,7 +19,8 @@ __all__ = ["Answer", "Api", "Problem", "entry_of", "microseconds_of", "without_s
 
 NO_MESSAGE = 10037
 NAP, LONGEST_NAP = 0.005, 0.5
-_REPLY_WAIT = 5.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 2.0
+"""A request that comes while the stream has no leader is never answered: ask again soon, then less often."""
 
 _SERVER_FIELDS = frozenset(
     f"Nats-{field}"
@@ -101,10 +102,10 @@ class Api:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.patience if deadline is None else deadline
         body = _encode(what)
-        nap = NAP
+        nap, wait = NAP, _FIRST_WAIT
         while True:
             try:
-                async with asyncio.timeout(max(0.01, min(_REPLY_WAIT, deadline - loop.time()))):
+                async with asyncio.timeout(max(0.01, min(wait, deadline - loop.time()))):
                     reply = await self.send(subject, body)
                 if reply.status != 503:
                     answer = decode(reply.data)
@@ -121,7 +122,7 @@ class Api:
             if loop.time() > deadline:
                 raise LogError(f"the log {self.stream} cannot be reached: {why}")
             await asyncio.sleep(nap)
-            nap = min(nap * 2, LONGEST_NAP)
+            nap, wait = min(nap * 2, LONGEST_NAP), min(wait * 2, _LONGEST_WAIT)
 
 
 def entry_of(stored: _Stored) -> Entry:

@@ -28,7 +28,7 @@ _HOME = {
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - a list, made of the table above
+__all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
     from dspex.compose.system import System as System

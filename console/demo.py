@@ -1,0 +1,310 @@
+"""`dspex demo`: the main job on real input, told as a story. It is also the shortest proof that the promises hold."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dspex.console.options import Options
+from dspex.console.render import EventLines, bold, clean, dim, green, is_terminal, print_json, print_table, shorten, yellow
+
+if TYPE_CHECKING:
+    from dspex.compose.caller import Caller
+    from dspex.console.workload import Job, Part, Running, Tally
+
+__all__ = ["demo"]
+
+REPEATS, IMAGES = 4, 320
+PACE = 0.007
+"""Seconds between submissions while the answers are to be read."""
+SHOWN = 6
+IN_HAND = 12
+"""Acknowledgements into the burst after which an agent is killed: it has tasks then, and there are more."""
+PATIENCE = 30.0
+
+
+@click.command(short_help="See it work on real input, with a process killed in the middle.")
+@click.option("--keep", is_flag=True, help="Leave the system running afterwards, until Ctrl-C.")
+@click.option("--json", "json_", is_flag=True, help="Print one object with the figures instead of the story.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def demo(keep: bool, json_: bool, debug: bool) -> int:
+    """See the main job done on real input: no key, no network, under a minute.
+
+    Starts a server and agents in a folder of their own, sends questions about dspex's own documents and images of
+    handwritten digits, kills an agent in the middle, counts in the log what became of every task, and replays one.
+    Exit code 1 if anything was lost, done twice, or replayed differently.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we still tidy up
+    return Options(json=json_, debug=debug).run(_Demo(json_, keep).play())
+
+
+@dataclass
+class _Demo:
+    as_json: bool
+    keep: bool
+
+    async def play(self) -> int:
+        from dspex.compose.caller import Caller
+        from dspex.console.workload import examples_folder, running
+
+        began = time.perf_counter()
+        folder = examples_folder()
+        programs = [("qabot", folder / "docs_qa.py", 2)]
+        self.title("dspex demo", "two programs, real input, one killed process")
+        if _has_sklearn():
+            programs.append(("digits", folder / "digits.py", 1))
+        else:
+            self.say(yellow("scikit-learn is not installed, so there are questions only and no images of digits"))
+            self.say(yellow("(pip install 'dspex[examples]' brings it)"))
+        self.chapter("Start a system", f"dspex up: {', '.join(f'{name} x {agents}' for name, _, agents in programs)}")
+        async with running(programs) as system:
+            started = time.perf_counter() - began
+            parts = await asyncio.to_thread(_load_parts, len(programs) > 1)
+            caller = await Caller.connect(system.url)
+            try:
+                figures = await self._story(caller, system, parts, started)
+            finally:
+                await caller.close()
+            figures["seconds"] = round(time.perf_counter() - began, 2)
+            figures["nats"] = system.url if self.keep else None
+            if self.as_json:
+                print_json(figures)
+            self._farewell(system, figures)
+            if self.keep:
+                sys.stdout.flush()
+                await system.process.wait()
+        return 0 if figures["ok"] else 1
+
+    async def _story(self, caller: Caller, system: Running, parts: list[Part], started: float) -> dict[str, Any]:
+        from dspex.console.replay import judge, recorded
+        from dspex.console.workload import Tally
+
+        self._processes(await caller.processes(), started)
+        tally = Tally(position=(await caller.read_log(limit=1))["head"])
+        victim = await self._work(caller, parts, tally)
+        self.chapter("Count, in the log", "what became of every task")
+        rows = [tally.summary(part) for part in parts]
+        processes = await caller.processes()
+        restarts = sum(process["restarts"] for process in processes)
+        whole = all(row["submitted"] == row["completed"] and not row["twice"] for row in rows)
+        if not self.as_json:
+            _show_counts(rows)
+            away = tally.away(victim["agent"])
+            soon = f", its successor served {away * 1e3:.0f} ms later" if away is not None else ""
+            held = len(tally.taken_over)
+            self.say(f"{victim['agent']} died{soon}.")
+            if held:
+                self.say(f"It held {held} task{'' if held == 1 else 's'}; others, or its successor, took over.")
+            self.say(green("Nothing was lost, and every task ended exactly once.") if whole else yellow("That is not right."))
+        plain = next(task for task, _ in tally.of(parts[0]))
+        task = min(tally.taken_over & tally.outputs.keys(), key=int, default=plain)
+        past = await recorded(caller, task)
+        again = task in tally.taken_over
+        self.chapter(f"Look at task {task}", "the agent that held it was killed" if again else "its events")
+        if not self.as_json:
+            lines = EventLines()
+            for event in past.shown:
+                lines.show(event)
+        verdict = await asyncio.to_thread(judge, past, _program(parts, past.program))
+        self.chapter("Replay it", f"dspex replay {task}")
+        if verdict.same:
+            self.say(f"{green('same')}: run again on the recorded input, its output is the same, byte for byte.")
+        else:
+            self.say(yellow(f"not the same: {verdict.why or verdict.difference}"))
+        return {
+            "ok": whole and verdict.same is True, "submitted": sum(row["submitted"] for row in rows),
+            "completed": sum(row["completed"] for row in rows), "lost": sum(row["lost"] for row in rows),
+            "twice": sum(row["twice"] for row in rows), "programs": rows, "start_seconds": round(started, 2),
+            "killed": victim | {"taken_over": len(tally.taken_over), "away_seconds": tally.away(victim["agent"])},
+            "restarts": restarts, "replay": {"task": task, "same": verdict.same},
+        }  # fmt: skip
+
+    async def _work(self, caller: Caller, parts: list[Part], tally: Tally) -> dict[str, Any]:
+        """Submit everything, the first half slowly, then all at once; kill an agent in between. Gives who was killed."""
+        from dspex.console.progress import Progress
+
+        jobs = _jobs(parts)
+        half = len(jobs) // 2
+        counts = ", ".join(f"{sum(job.part is part for job in jobs)} {_things(part)}" for part in parts)
+        self.chapter("Give it work", f"{counts}, submitted like any NATS client would")
+        victim = next(p for p in await caller.processes() if p["program"] == parts[0].name)
+        with Progress({part.name: sum(job.part is part for job in jobs) for part in parts}, self.as_json) as progress:
+
+            async def submit(job: Job) -> None:
+                task = await caller.submit(job.part.name, job.body)
+                tally.jobs[task] = job
+
+            async def submit_all() -> None:
+                for job in jobs[:half]:
+                    await submit(job)
+                    await asyncio.sleep(PACE)
+                burst = [asyncio.create_task(submit(job)) for job in jobs[half:]]
+                for number, stored in enumerate(asyncio.as_completed(burst)):
+                    await stored
+                    if number == IN_HAND:
+                        os.kill(victim["pid"], signal.SIGKILL)
+                        progress.write([yellow(f"kill -9 {victim['pid']}  {victim['agent']}, with work in its hands")])
+
+            submitting = asyncio.create_task(submit_all())
+            shown = 0
+            async with asyncio.timeout(PATIENCE + PACE * half):
+                async for task in tally.follow(caller):
+                    while task not in tally.jobs and not submitting.done():
+                        await asyncio.sleep(0.001)  # the log was faster than the acknowledgement
+                    if (job := tally.jobs.get(task)) is None:
+                        continue
+                    progress.step(job.part.name)
+                    if "question" in job.part.inputs[job.number] and shown < SHOWN and len(tally.ends) >= 30 * shown:
+                        shown += 1
+                        progress.write(_answer(tally, task))
+                    if submitting.done() and len(tally.ends) >= len(jobs):
+                        break
+            await submitting
+        if not self.as_json and len(parts) > 1:
+            _show_images(tally, parts[1])
+        await self._until_back(caller, tally, victim["agent"])
+        return {"agent": victim["agent"], "pid": victim["pid"]}
+
+    async def _until_back(self, caller: Caller, tally: Tally, agent: str) -> None:
+        """Wait until the killed agent's successor is in the log."""
+        until = time.perf_counter() + 10
+        while agent not in tally.back and time.perf_counter() < until:
+            page = await caller.read_log(after=tally.position, limit=500)
+            for event in page["events"]:
+                tally.hear(event)
+            await asyncio.sleep(0.05)
+
+    # -- telling
+
+    def say(self, text: str = "") -> None:
+        if not self.as_json:
+            click.echo(f"  {text}" if text else "")
+
+    def title(self, text: str, more: str) -> None:
+        if not self.as_json:
+            click.echo(f"\n{bold(text)}  {more}")
+
+    def chapter(self, text: str, more: str) -> None:
+        if not self.as_json:
+            click.echo(f"\n{bold(text)}  {dim(more)}")
+
+    def _processes(self, processes: list[dict[str, Any]], started: float) -> None:
+        names = [f"{p['program'] or p['role']} {p['pid']}" for p in processes]
+        self.say(f"{len(processes)} processes serve after {started:.1f} s, each known to the one above it:")
+        self.say(dim(", ".join(names)))
+
+    def _farewell(self, system: Running, figures: dict[str, Any]) -> None:
+        if self.as_json:
+            return
+        state = "It is running: paste these." if self.keep else "With `dspex demo --keep` it stays up, to paste these."
+        self.chapter("Your turn", state)
+        click.echo(_lines_to_paste(system.url, system.data))
+        if self.keep:
+            click.echo(dim("\nCtrl-C ends it and removes its folder."))
+        else:
+            click.echo(dim(f"\nDone in {figures['seconds']:.1f} s; everything is stopped and removed. Next: dspex up yours.py"))
+
+
+def _load_parts(with_digits: bool) -> list[Part]:
+    from dspex.console.workload import load
+
+    parts = [load("docs_qa.py", 2, ("question",))]
+    return [*parts, load("digits.py", 1, ("image",))] if with_digits else parts
+
+
+def _program(parts: list[Part], name: str) -> Any:
+    from dspex.compose.app import load_app
+
+    part = next(part for part in parts if part.name == name)
+    return load_app(str(part.app))[0]
+
+
+def _jobs(parts: list[Part]) -> list[Job]:
+    """Every question several times and some images, mixed, the same way each time."""
+    from dspex.console.workload import Job
+
+    jobs = [Job(parts[0], number) for number in range(len(parts[0].inputs))] * REPEATS
+    for part in parts[1:]:
+        jobs += [Job(part, number) for number in range(min(IMAGES, len(part.inputs)))]
+    random.Random(4).shuffle(jobs)
+    return jobs
+
+
+def _has_sklearn() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("sklearn") is not None
+
+
+def _things(part: Part) -> str:
+    return "questions" if part.name == "qabot" else "images of digits"
+
+
+def _answer(tally: Tally, task: str) -> list[str]:
+    """A question and its answer, in two lines that fit 80 columns."""
+    import json
+
+    job = tally.jobs[task]
+    if task not in tally.outputs:
+        return []
+    answer = json.loads(tally.outputs[task]).get("answer") or "no answer"
+    mark = green("✓") if tally.score(task) == 1.0 else yellow("✗")
+    question = shorten(clean(job.part.inputs[job.number]["question"]), 72)
+    return [bold(question), f"  {mark} {shorten(clean(answer), 70)}"]
+
+
+def _show_images(tally: Tally, part: Part) -> None:
+    """Six images as their pixels are, with what was read in them."""
+    import json
+
+    chosen = [(task, job) for task, job in tally.of(part) if task in tally.outputs][:6]
+    pictures = [_picture(job.part.inputs[job.number]["image"]) for _, job in chosen]
+    click.echo()
+    for row in zip(*pictures, strict=True):
+        click.echo("  " + "    ".join(row).rstrip())
+    read = [f"reads {json.loads(tally.outputs[task])['digit']}".center(8) for task, _ in chosen]
+    click.echo("  " + "    ".join(read).rstrip())
+
+
+def _picture(pixels: list[float]) -> list[str]:
+    """8 rows of 8 as four lines of half blocks."""
+    marks = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
+    rows = [[pixel >= 7 for pixel in pixels[start : start + 8]] for start in range(0, 64, 8)]
+    return ["".join(marks[pair] for pair in zip(rows[i], rows[i + 1], strict=True)) for i in range(0, 8, 2)]
+
+
+def _show_counts(rows: list[dict[str, Any]]) -> None:
+    names = ["program", "submitted", "completed", "failed", "lost", "twice", "right"]
+    print_table(names, [[*(row[name] for name in names[:-1]), f"{row['accuracy']:.0%}"] for row in rows], right=set(names[1:]))
+
+
+def _lines_to_paste(url: str, data: Path) -> str:
+    question = "What is a commit?"
+    return f"""\
+{dim("# dspex")}
+dspex ask qabot question="{question}" --nats {url}
+dspex events --follow --nats {url}
+
+{dim("# the nats command line")}
+nats req dspex.ask.qabot '{{"question": "{question}"}}' -s {url}
+
+{dim("// JavaScript: npm install @nats-io/transport-node @nats-io/jetstream")}
+import {{ connect }} from "@nats-io/transport-node";
+import {{ jetstream }} from "@nats-io/jetstream";
+const nc = await connect({{ servers: "{url}" }});
+const body = JSON.stringify({{ question: "{question}" }});
+const reply = await nc.request("dspex.ask.qabot", body, {{ timeout: 10000 }});
+console.log(reply.json());
+const {{ seq }} = await jetstream(nc).publish("dspex.task.qabot", body);
+const result = await nc.request("dspex.result.qabot", `${{seq}}`, {{ timeout: 30000 }});
+console.log(seq, result.json());
+await nc.drain();"""

@@ -1,0 +1,71 @@
+"""Which programs there are: to complete a name that is being typed, and to tell a misspelt one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dspex.console.options import Options
+from dspex.console.render import clean
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from dspex.compose.caller import Caller
+
+__all__ = ["check_program", "known", "program_names"]
+
+T = TypeVar("T")
+
+
+async def known(caller: Caller, program: str, call: Coroutine[Any, Any, T]) -> T:
+    """The answer of a program's door; a misspelt program is told from one that no agent serves now."""
+    from dspex.core.errors import InvalidInput, NotFound, Unavailable
+
+    try:
+        return await call
+    except ValueError as error:  # the client's own limit, before anything was sent
+        raise InvalidInput(str(error)) from None
+    except (NotFound, Unavailable) as error:
+        if "nobody serves" not in error.message and "no program" not in error.message:
+            raise
+        programs = await caller.programs()
+        if program in programs:
+            raise Unavailable(f"no agent serves {program} now; `dspex ps` shows what runs") from None
+        there = f"there are {', '.join(programs)}" if programs else "none is registered; `dspex up FILE` runs one"
+        raise NotFound(f"there is no program {program}; {there}") from None
+
+
+async def check_program(caller: Caller, program: str | None) -> None:
+    """Raise NotFound for a program that the log has never heard of: an empty answer would hide a misspelling."""
+    from dspex.core.errors import NotFound
+    from dspex.core.subjects import valid_token
+
+    if program is None:
+        return
+    if valid_token(program):
+        page = await caller.read_log(aggregate=f"program.{program}.0", limit=1)
+        if page["events"]:
+            return
+    names = ", ".join(await caller.programs()) or "none"
+    raise NotFound(f"there is no program {clean(program)}; there are: {names}")
+
+
+def program_names(ctx: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
+    """For shell completion: the programs that run, as far as they can be found quickly."""
+    from click.shell_completion import CompletionItem
+
+    flags = {name: ctx.params.get(name) for name in ("nats", "data", "prefix")}
+
+    async def find() -> set[str]:
+        async with Options(**flags).connect(wait=0.2) as caller:
+            return set(await caller.programs())
+
+    try:
+        names = asyncio.run(find())
+    except Exception:  # a shell that completes must not see errors
+        return []
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(typed)]
