@@ -25,6 +25,7 @@ from dspex.agents.worker import Worker
 from dspex.bus.client import Client
 from dspex.bus.service import Service
 from dspex.core import headers as h
+from dspex.core.effects import branching
 from dspex.core.errors import DspexError, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.program import Program
@@ -90,6 +91,7 @@ class _Agent:
 
     async def live(self) -> int:
         loop = asyncio.get_running_loop()
+        loop.set_task_factory(branching)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, "told to stop")
         loop.add_reader(self.link.fileno(), self._hear)

@@ -13,22 +13,25 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from msgspec import Raw
 
 from dspex.agents import keys
 from dspex.agents.journal import events_for
+from dspex.agents.recorder import Recorder, Superseded
 from dspex.agents.results import Results, answer_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
+from dspex.core.effects import Diverged, begin
 from dspex.core.errors import DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
-    Head, Payload, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+    Event, Head, Payload, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
 )
-from dspex.core.ports import Appended, Log
+from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import fold, may_attempt
@@ -52,12 +55,15 @@ _NO_HEADERS: dict[str, str] = {}
 class Run:
     """One attempt of ours on a task. Times are of the monotonic clock."""
 
-    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "freed", "head", "reply",
-                 "settling", "started", "task", "thread")  # fmt: skip
+    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "freed", "head", "history",
+                 "recorder", "reply", "settling", "started", "task", "thread", "worker")  # fmt: skip
 
-    def __init__(self, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
+    def __init__(self, worker: Worker, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
+        self.worker = worker
         self.delivery, self.aggregate, self.started, self.expires = delivery, aggregate, started, expires
         self.head = Head()
+        self.history: list[Event] = []
+        self.recorder: Recorder | None = None
         self.attempt, self.claimed = 1, False
         self.abandoned = self.settling = self.freed = False
         self.reply = ""
@@ -67,6 +73,24 @@ class Run:
     @property
     def id(self) -> str:
         return str(self.delivery.position)
+
+    # What the recorder of its effects needs of it.
+
+    def runtime(self) -> Recorder:
+        if self.recorder is None:
+            self.recorder = Recorder(self, self.history, self.worker._loop)
+            self.history = []
+        return self.recorder
+
+    def claim(self) -> TaskClaimed:
+        return self.worker._claim(self)
+
+    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
+        result = await self.worker.log.append(self.aggregate, self.worker._events(self, payloads), self.head)
+        if isinstance(result, Appended):
+            self.head = result.head
+            self.claimed = True
+        return result
 
 
 class Worker:
@@ -128,15 +152,17 @@ class Worker:
             self._release()
             return
         now = time.monotonic()
-        run = Run(delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
+        run = Run(self, delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
         self.running[position] = run
-        run.task = self._loop.create_task(self._work(run))
+        run.task = asyncio.Task(self._work(run), loop=self._loop)  # past the factory: this is no branch
 
     async def _work(self, run: Run) -> None:
         try:
             await self._attempt(run)
         except LogError as error:
             logger.warning("task %s: %s It will be delivered again.", run.id, error)
+        except Superseded as error:
+            logger.info("%s; this one ends without a trace", error)
         except Exception:
             logger.exception("task %s could not be worked on; it will be delivered again", run.id)
         finally:
@@ -186,16 +212,19 @@ class Worker:
 
     async def _execute(self, run: Run, input: Any) -> bytes:
         program = self.program
+        begin(self.name, run.runtime)
         try:
             if self._pool is None:
                 value = await program.predict(input)
             else:
-                run.thread = self._loop.run_in_executor(self._pool, program.predict, input)
+                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, program.predict, input)
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
             body: bytes = output.encode()
-        except TaskError:
+        except (TaskError, Superseded, LogError):
             raise
+        except Diverged as error:
+            raise ProgramFailed(f"{self.name} has changed while the task was under way: {error}", type="Diverged") from None
         except asyncio.CancelledError as error:
             if run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
                 raise
@@ -211,7 +240,8 @@ class Worker:
     async def _take_over(self, run: Run) -> bool:
         """A task that was delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
-        state = fold(event for entry in entries for event in decode_commit(entry.body, entry.position))
+        run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        state = fold(run.history)
         run.head = state.head
         if state.ended:
             self.client.respond(run.delivery.message, ACK)
@@ -228,7 +258,8 @@ class Worker:
 
     async def _settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        payloads = [payload] if run.claimed else [self._claim(run), payload]
+        rest = await run.recorder.rest() if run.recorder else []
+        payloads = [*rest, payload] if run.claimed else [self._claim(run), *rest, payload]
         events = self._events(run, payloads)
         result = await self.log.append(run.aggregate, events, run.head)
         message = run.delivery.message

@@ -27,6 +27,7 @@ __all__ = [
     "DeadlineExceeded",
     "DefinitionError",
     "DspexError",
+    "EffectFailed",
     "InvalidAssignment",
     "InvalidInput",
     "LimitExceeded",
@@ -135,6 +136,14 @@ class ProgramFailed(TaskError):
     """The program raised, or gave what is not its Output (500). Raise it in a program to choose the words."""
 
     code = 500
+
+
+class EffectFailed(ProgramFailed):
+    """An effect raised, or gave a result that cannot be recorded. Field: `name`, the effect's."""
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Unavailable(TaskError):

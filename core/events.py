@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from msgspec import Raw, Struct, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "Event", "Head", "KeyBound",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head", "KeyBound",
     "LogOpened", "OutcomeReported", "Payload", "ProgramRegistered", "SignalSent", "TaskClaimed", "TaskCompleted",
     "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskSubmitted", "UnknownEvent",
 ]
@@ -65,6 +65,19 @@ class TaskClaimed(Payload, frozen=True, kw_only=True):
     agent: str
     assignment: str
     code: str = ""
+
+
+class EffectRecorded(Payload, frozen=True, kw_only=True):
+    """An effect was performed. `key` is its place, `digest` a hash of what was asked; `result` is what it gave, or
+    `error` the class (`module:name`) and `arguments` those of what it raised. `seconds` is how long it took."""
+
+    key: str
+    name: str
+    digest: str
+    result: Raw = Raw(b"null")
+    error: str = ""
+    arguments: list[str | int | float | bool | None] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class TaskCompleted(Payload, frozen=True, kw_only=True):
@@ -157,7 +170,7 @@ class UnknownEvent(Payload, frozen=True, kw_only=True):
 PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
-        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, TaskClaimed, TaskCompleted, TaskFailed, TaskDuplicate,
+        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, TaskClaimed, EffectRecorded, TaskCompleted, TaskFailed, TaskDuplicate,
         TaskDeadLettered, KeyBound, ProgramRegistered, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
     )
 }

@@ -6,7 +6,10 @@ import asyncio
 import hashlib
 import importlib
 import inspect
+import random
 import threading
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, cast
 
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dspex.core.declare import shown_name
 from dspex.core.definition import Definition, define
+from dspex.core.effects import ask_now, entered, here
 from dspex.core.errors import InvalidAssignment, InvalidInput, ProgramFailed
 from dspex.core.explain import explain, shown
 from dspex.core.schema import Schema
@@ -158,17 +162,37 @@ class Program:
             return work if _in_event_loop() else asyncio.run(work)
         checked = self._check_input(input, fields)
         self.prepare()
-        return self.check_output(self.predict(checked))
+        with entered(self._place):
+            return self.check_output(self.predict(checked))
 
     async def acall(self, input: Schema | None = None, /, **fields: object) -> Any:
         """Like calling, to be awaited; a predict that is not async runs in a thread."""
         checked = self._check_input(input, fields)
         if not self._prepared:
             await asyncio.to_thread(self.prepare)
-        result = self.predict(checked) if self.is_async else await asyncio.to_thread(self.predict, checked)
+        with entered(self._place):
+            if self.is_async:
+                result = await self.predict(checked)
+            else:
+                result = await asyncio.to_thread(self.predict, checked)
         if inspect.isawaitable(result):
             result = await result
         return self.check_output(result)
+
+    def now(self) -> float:
+        """The time, in seconds since the epoch. A recorded effect: a run that is resumed or replayed sees it again."""
+        found: float = ask_now("now", time.time, float)
+        return found
+
+    def new_id(self) -> str:
+        """A random id, 32 hex digits. A recorded effect."""
+        found: str = ask_now("new_id", lambda: uuid.uuid4().hex, str)
+        return found
+
+    def random(self) -> random.Random:
+        """A generator of random numbers that gives the same ones whenever this task comes to this place again."""
+        scope = here()
+        return random.Random() if scope is None else random.Random(scope.runtime.seed(scope.place("random")))
 
     def decode(self, body: bytes) -> Any:
         """The Input in a body of JSON, with this instance's values where variable fields were not sent."""
@@ -217,9 +241,11 @@ class Program:
             program = cast("type[Program]", module.program(chosen))
             children.append(program(assignment=assignment.part(f"{name}.{chosen}.")))
             place[name] = children[-1]
+            children[-1].__dict__["_place"] = name
         for name, template in definition.templates.items():
             children.append(cast(Program, template).with_assignment(assignment.part(f"{name}.")))
             place[name] = children[-1]
+            children[-1].__dict__["_place"] = name
         if definition.computed:
             resolved = space.evaluate(values)
             place.update({name: resolved[name] for name in definition.computed})
@@ -248,6 +274,8 @@ class Program:
         missing = {name: value for name, value in self._filling.items() if name not in sent}
         return input.model_copy(update=missing) if missing else input
 
+    _place: str = ""
+    """Where a sub-program stands in the one that holds it."""
     _children: tuple[Program, ...]
     _prepared: bool
     _preparing: threading.RLock

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
+    "dspex.core.effects": ("effect", "idempotency_key"),
     "dspex.core.schema": ("Schema",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
     "dspex.core.space": ("Assignment", "Space"),
@@ -32,6 +33,8 @@ __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
     from dspex.compose.system import System as System
+    from dspex.core.effects import effect as effect
+    from dspex.core.effects import idempotency_key as idempotency_key
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed

@@ -1,0 +1,305 @@
+"""Effects: what a program asks of the outside world, known by its place, so that a second run finds what the first
+recorded.
+
+A place is the path of the module that asks, the name of the effect and how often it was asked there before. Parallel
+branches get a place of their own when they are started, so that the order in which they finish changes nothing. What is
+done with a request (perform and record it, or only look it up) is decided by the `Runtime` of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+import msgspec
+from msgspec import Raw
+from pydantic import TypeAdapter
+from pydantic_core import to_json
+
+from dspex.core.errors import DspexError, EffectFailed
+from dspex.core.events import EffectRecorded
+
+__all__ = [
+    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "effect", "entered", "failed",
+    "here", "idempotency_key", "outcome_of", "recorded", "with_idempotency",
+]  # fmt: skip
+
+MAX_WORDS = 1000
+"""Characters of an exception's arguments that are recorded."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Scope:
+    """One branch of a run: what was asked in it so far.
+
+    `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed, because
+    most programs ask for nothing.
+    """
+
+    __slots__ = ("_make", "_runtime", "branches", "counts", "path", "program")
+
+    def __init__(self, program: str, make: Callable[[], Runtime], path: str = "") -> None:
+        self.program, self.path, self._make = program, path, make
+        self._runtime: Runtime | None = None
+        self.counts: dict[str, int] = {}
+        self.branches = 0
+
+    @property
+    def runtime(self) -> Runtime:
+        if self._runtime is None:
+            self._runtime = self._make()
+        return self._runtime
+
+    def branch(self) -> Scope:
+        """A branch that starts now."""
+        number, self.branches = self.branches, self.branches + 1
+        return Scope(self.program, lambda: self.runtime, f"{self.path.rstrip('/')}~{number}/")
+
+    def place(self, name: str) -> str:
+        """The place of the next request of this name here: `~0/qabot.reader.fetch#2`."""
+        place = f"{self.path}{self.program}{_module.get()}.{name}"
+        number = self.counts.get(place, 0)
+        self.counts[place] = number + 1
+        return f"{place}#{number}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request for an effect. `act` performs it; `adapter` gives its result a form in JSON and back.
+
+    `outside` says that it leaves the process, so that everything it depends on must be on disk before.
+    """
+
+    key: str
+    name: str
+    digest: str
+    act: Callable[[], Awaitable[Any]]
+    adapter: TypeAdapter[Any]
+    outside: bool = True
+
+
+class Runtime(Protocol):
+    """What answers the requests of one run."""
+
+    async def perform(self, call: Call) -> Any:
+        """The result of the effect, performed or looked up. Raises what the effect raised, the same each time."""
+
+    def perform_in_thread(self, call: Call) -> Any:
+        """The same, for a program that runs in a thread: blocks it."""
+
+    def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
+        """The result of an effect that stays in the process and takes no time."""
+
+    def seed(self, key: str) -> int:
+        """A number that is the same whenever this task comes to this place."""
+
+
+_scope: ContextVar[Scope | None] = ContextVar("dspex_scope", default=None)
+_module: ContextVar[str] = ContextVar("dspex_module", default="")
+_idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
+
+
+def begin(program: str, make: Callable[[], Runtime]) -> Scope:
+    """Make what follows in this context a run of `program`; `make` gives its runtime when an effect is first asked for."""
+    scope = Scope(program, make)
+    _scope.set(scope)
+    return scope
+
+
+def here() -> Scope | None:
+    """The branch of the run that this code is part of; None outside of one."""
+    return _scope.get()
+
+
+@contextmanager
+def entered(segment: str) -> Iterator[None]:
+    """Make what follows part of the module `segment` of the present one."""
+    if not segment:
+        yield
+        return
+    token = _module.set(f"{_module.get()}.{segment}")
+    try:
+        yield
+    finally:
+        _module.reset(token)
+
+
+def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
+    scope = _scope.get()
+    if scope is not None:
+        context = options.pop("context", None) or copy_context()
+        context.run(_scope.set, scope.branch())
+        options["context"] = context
+    return asyncio.Task(coroutine, loop=loop, **options)
+
+
+def idempotency_key() -> str:
+    """Inside an effect: a key that is the same whenever this very effect of this task is performed again.
+
+    Give it to the outside (a payment, an API that takes one), so that a repeat after a crash is recognised.
+    """
+    return _idempotency.get()
+
+
+def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """`act`, seeing `key` as its idempotency key."""
+
+    async def perform() -> Any:
+        token = _idempotency.set(key)
+        try:
+            return await act()
+        finally:
+            _idempotency.reset(token)
+
+    return perform
+
+
+class Effect(Generic[P, R]):
+    """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
+    function is plain (it then runs in a thread); elsewhere it gives the result."""
+
+    def __init__(self, function: Callable[P, Any], name: str | None = None) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self.name = name or function.__name__
+        self._is_async = inspect.iscoroutinefunction(function)
+        self._adapter: TypeAdapter[Any] | None = None
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """How the result becomes JSON and back: by the annotation of the function."""
+        if self._adapter is None:
+            hints = inspect.get_annotations(self._function, eval_str=True)
+            self._adapter = TypeAdapter(hints.get("return", Any))
+        return self._adapter
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        scope, in_loop = here(), _in_loop()
+        if scope is None:
+            if in_loop and not self._is_async:
+                return asyncio.to_thread(self._function, *args, **kwargs)
+            result = self._function(*args, **kwargs)
+            return result if in_loop or not self._is_async else asyncio.run(result)
+        call = Call(
+            key=scope.place(self.name), name=self.name, digest=digest_of(self.name, args, kwargs),
+            act=lambda: self._act(args, kwargs), adapter=self.adapter,
+        )  # fmt: skip
+        return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
+
+    async def _act(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._is_async:
+            return await self._function(*args, **kwargs)
+        return await asyncio.to_thread(self._function, *args, **kwargs)
+
+
+def effect(function: Callable[P, Any] | None = None, *, name: str | None = None) -> Any:
+    """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
+
+    Its result is recorded, so it must have a form in JSON: annotate what it returns. It is performed once per task and
+    place, whatever crashes; if the process dies while it is under way, it is performed again with the same
+    `idempotency_key()`.
+    """
+    if function is None:
+        return lambda real: Effect(real, name)
+    return Effect(function, name)
+
+
+def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
+    """A small effect that stays in the process (the clock, an id): recorded, but nothing waits for the record."""
+    scope = here()
+    if scope is None:
+        return act()
+
+    async def never() -> Any:
+        return act()
+
+    call = Call(key=scope.place(name), name=name, digest=name, act=never, adapter=_adapter(kind), outside=False)
+    return scope.runtime.perform_now(call, act)
+
+
+_adapter = functools.lru_cache(maxsize=64)(TypeAdapter)
+
+
+def digest_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A hash of a request, 16 hex digits: what was asked, whatever the place."""
+    try:
+        body = to_json([name, args, dict(sorted(kwargs.items()))], fallback=_opaque)
+    except Exception:
+        body = name.encode()
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _opaque(value: object) -> str:
+    """What stands in the hash for an object without a form in JSON: only its type, for its address changes."""
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"
+
+
+def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
+    """The record of an effect that gave a result. Raises EffectFailed when the result has no form in JSON."""
+    try:
+        body = call.adapter.dump_json(result)
+        msgspec.json.decode(body)
+    except Exception as error:
+        raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
+    return EffectRecorded(key=call.key, name=call.name, digest=call.digest, result=Raw(body), seconds=round(seconds, 6))
+
+
+def failed(call: Call, error: BaseException, seconds: float) -> EffectRecorded:
+    """The record of an effect that raised."""
+    kind = type(error)
+    plain = all(isinstance(value, (str, int, float, bool, type(None))) for value in error.args)
+    arguments = error.args if plain and len(str(error.args)) < MAX_WORDS else (str(error)[:MAX_WORDS],)
+    return EffectRecorded(
+        key=call.key, name=call.name, digest=call.digest, error=f"{kind.__module__}:{kind.__qualname__}",
+        arguments=list(arguments), seconds=round(seconds, 6),
+    )  # fmt: skip
+
+
+def outcome_of(call: Call, record: EffectRecorded) -> Any:
+    """What a record gives to the program: its result, or its exception raised again.
+
+    The first run gets its result through here, too, so that no run sees anything another does not.
+    """
+    if record.error:
+        raise _exception(record)
+    return call.adapter.validate_json(bytes(record.result))
+
+
+def _exception(record: EffectRecorded) -> Exception:
+    """The exception of a record, as its own class when that can be made from a message, else EffectFailed."""
+    module, _, name = record.error.partition(":")
+    try:
+        kind: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind(*record.arguments)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        pass
+    words = ", ".join(map(str, record.arguments))
+    return EffectFailed(f"{record.name} raised {name}: {words}", name=record.name)
+
+
+class Diverged(DspexError):
+    """Today's code does not ask what was recorded. Fields: `kind` (added, removed, arguments), `key`, `expected`,
+    `found`."""
+
+    def __init__(self, kind: str, key: str, expected: str, found: str) -> None:
+        self.kind, self.key, self.expected, self.found = kind, key, expected, found
+        super().__init__(f"at {key}: {expected} was recorded, {found} was asked")
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
