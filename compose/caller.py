@@ -16,6 +16,8 @@ from dspex.core.subjects import Subjects, valid_token
 
 __all__ = ["Caller"]
 
+ONE_WAIT = 5.0
+"""Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
 AWAY = 0.2
 """Seconds between questions while nobody is there to answer."""
 
@@ -70,17 +72,17 @@ class Caller:
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         while True:
-            wait = max(0.0, min(until - loop.time(), h.DEFAULT_WAIT))
+            wait = max(0.0, min(until - loop.time(), ONE_WAIT))
             try:
                 reply = await self._request(
-                    self._door("result", program), task.encode(), wait + 5, {h.WAIT: f"{wait:.3f}"}
+                    self._door("result", program), task.encode(), wait + 1, {h.WAIT: f"{wait:.3f}"}
                 )
                 return reply.data, reply.headers.get(h.TASK, task)
             except (TaskError, ConnectionFailed) as error:
-                away = isinstance(error, (ConnectionFailed, Unavailable))
-                if loop.time() >= until or not (away or error.code == 202):  # type: ignore[union-attr]
+                again = isinstance(error, (ConnectionFailed, Unavailable)) or error.type == "NoAnswer"
+                if loop.time() >= until or not (again or error.code == 202):  # type: ignore[union-attr]
                     raise
-                if away:
+                if again:
                     await asyncio.sleep(AWAY)
 
     async def score(self, program: str, task: str, score: float, feedback: str = "") -> int:
@@ -182,7 +184,7 @@ class Caller:
         try:
             reply = await self.client.request(subject, body, headers=headers, timeout=timeout)
         except TimeoutError:
-            raise task_error(408, f"no answer on {subject} within {timeout:g} s") from None
+            raise task_error(408, f"no answer on {subject} within {timeout:g} s", type="NoAnswer") from None
         if reply.status == 503:
             raise Unavailable(f"nobody serves {subject}; `dspex ps` shows what runs")
         code = reply.headers.get(h.ERROR_CODE)
