@@ -5,7 +5,7 @@ ARGS ?=
 
 VENV := .venv
 RUN  := $(VENV)/bin/python -m
-PIP  := $(RUN) pip --disable-pip-version-check -q install
+PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
 .PHONY: demo test lint bench bench-short clean
 
@@ -32,7 +32,8 @@ clean:
 
 # A stamp is older than pyproject.toml when the packages have to be looked at again.
 $(VENV)/.examples $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[$*]'
+	@echo 'installing into $(VENV), once'
+	@$(PIP) -e '.[$*]'
 	@touch $@
 
 $(VENV)/bin/python:

@@ -76,7 +76,10 @@ def registration(program: type[Program], app: str) -> ProgramRegistered:
 def agent_main(link: Link, life: Life, spec: AgentSpec) -> int:
     """Be an agent until told to stop. Returns the exit status."""
     gc.set_threshold(20_000, 20, 50)
-    return uvloop.run(_Agent(link, life, spec).live())
+    # Not `run`: that waits for every task that is left, and a program may have left one that cannot be stopped.
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(_Agent(link, life, spec).live())
 
 
 class _Agent:

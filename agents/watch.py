@@ -1,8 +1,9 @@
 """Beats for the tasks that are held, from a thread of its own: a program that keeps the event loop busy keeps its tasks.
 
 The thread has its own connection, made when the first task is held for long enough to need a beat. When the loop is
-blocked it says where; when a run outlives its time on a blocked loop, it commits the failure itself and ends the
-process, because nothing inside can.
+blocked it says where, breaks the loop's connection so that the server looks elsewhere, hands back what has not begun and
+answers the doors in the loop's place. When a run outlives its time on a blocked loop, it commits the failure itself and
+ends the process, because nothing inside can.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import threading
 import time
 import traceback
 
-from dspex.agents.results import answer_of
+from dspex.agents.doors import Doors
+from dspex.agents.results import Results, answer_of
 from dspex.agents.worker import Run, Worker
 from dspex.bus.client import Client
-from dspex.bus.pull import ACK, IN_PROGRESS
+from dspex.bus.pull import ACK, IN_PROGRESS, NAK
+from dspex.bus.service import Service
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import TaskFailed
 from dspex.core.ports import Appended
@@ -45,6 +48,7 @@ class Watch:
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._client: Client | None = None
+        self._stand_in: Service | None = None
         self._said = 0.0
 
     def start(self) -> None:
@@ -67,6 +71,9 @@ class Watch:
             held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
             if held:
                 await self._beat(held, now)
+            if self._stand_in and now - self._worker.pulse < BLOCKED:
+                self._stand_in.stop()
+                self._stand_in = None
         if self._client:
             await self._client.close()
 
@@ -82,9 +89,28 @@ class Watch:
             logger.debug("no beat: %s", error)
         if now - self._worker.pulse > BLOCKED:
             self._say_blocked(now - self._worker.pulse)
+            self._stand_in_for_loop(held)
             over = [run for run in held if run.expires + GRACE <= now and not run.settling]
             if over:
                 await self._end_process(over)
+
+    def _stand_in_for_loop(self, held: list[Run]) -> None:
+        """Give back what the loop has no time to begin, and answer in its place until it runs again."""
+        if self._client is None:
+            return
+        for run in held:
+            if not run.begun and not run.abandoned:
+                run.abandoned = True
+                self._client.respond(run.delivery.message, NAK)
+        if self._stand_in is None:
+            worker = self._worker
+            worker.client.cut()
+            self._stand_in = Service(self._client, name=worker.name, id=worker.agent, version="")
+            results = Results(self._client, self._log(self._client), worker.subjects, worker.name)
+            Doors(worker, self._client, worker.subjects, self._stand_in, results)
+
+    def _log(self, client: Client) -> JetStreamLog:
+        return JetStreamLog(client, self._worker.subjects, self._worker.log.epoch, patience=5.0)
 
     def _say_blocked(self, seconds: float) -> None:
         now = time.monotonic()
@@ -101,7 +127,7 @@ class Watch:
         worker = self._worker
         try:
             assert self._client is not None
-            log = JetStreamLog(self._client, worker.subjects, worker.log.epoch, patience=5.0)
+            log = self._log(self._client)
             for run in over:
                 seconds = time.monotonic() - run.started
                 message = f"{worker.name} was not done after {seconds:.1f} s"
@@ -115,6 +141,9 @@ class Watch:
                     answer = answer_of(fold(events), run.id)
                     if run.reply and answer:
                         self._client.publish(run.reply, answer[0], headers=answer[1])
+            for run in list(worker.running.values()):
+                if run not in over and not run.abandoned:
+                    self._client.respond(run.delivery.message, NAK)
             await self._client.flush()
         except (ConnectionFailed, LogError, AssertionError) as error:
             logger.warning("a run that is over its time could not be ended in the log: %s", error)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.effects import Diverged, begin
-from dspex.core.errors import DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
+from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
     Event, Head, Payload, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
 )
@@ -49,14 +51,17 @@ MAX_COMMITS = 1024
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 DUPLICATE_WAIT = 60.0
+MAX_WORDS = 2000
+"""Characters of an error's message that a client gets."""
+_INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 _NO_HEADERS: dict[str, str] = {}
 
 
 class Run:
     """One attempt of ours on a task. Times are of the monotonic clock."""
 
-    __slots__ = ("abandoned", "aggregate", "attempt", "claimed", "delivery", "expires", "freed", "head", "history",
-                 "recorder", "reply", "settling", "started", "task", "thread", "worker")  # fmt: skip
+    __slots__ = ("abandoned", "aggregate", "alone", "attempt", "begun", "claimed", "delivery", "expires", "freed",
+                 "head", "history", "recorder", "reply", "settling", "started", "task", "thread", "worker")  # fmt: skip
 
     def __init__(self, worker: Worker, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
         self.worker = worker
@@ -65,7 +70,7 @@ class Run:
         self.history: list[Event] = []
         self.recorder: Recorder | None = None
         self.attempt, self.claimed = 1, False
-        self.abandoned = self.settling = self.freed = False
+        self.begun = self.alone = self.abandoned = self.settling = self.freed = False
         self.reply = ""
         self.task: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
@@ -96,7 +101,8 @@ class Run:
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    `on_worn` is called when runs that cannot be stopped have piled up and the process should be replaced.
+    `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
+    nothing else runs, or when they have piled up.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class Worker:
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
+        self._last_try = asyncio.Lock()
 
     # -- life
 
@@ -157,6 +164,10 @@ class Worker:
         run.task = asyncio.Task(self._work(run), loop=self._loop)  # past the factory: this is no branch
 
     async def _work(self, run: Run) -> None:
+        if run.abandoned:  # handed back before it began, because the loop had no time for it
+            self._forget(run)
+            return
+        run.begun = True
         try:
             await self._attempt(run)
         except LogError as error:
@@ -166,6 +177,8 @@ class Worker:
         except Exception:
             logger.exception("task %s could not be worked on; it will be delivered again", run.id)
         finally:
+            if run.alone:
+                self._last_try.release()
             if not run.abandoned:
                 self._forget(run)
 
@@ -174,7 +187,7 @@ class Worker:
         headers = message.headers if message.has_headers else _NO_HEADERS
         reply = headers.get(h.REPLY, "")
         # Only an inbox: a stranger's submission must not make us publish anywhere else.
-        run.reply = reply if reply.startswith(("_INBOX.", "_R_.")) else ""
+        run.reply = reply if reply and len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
         if run.delivery.delivered > 1 and not await self._take_over(run):
             return
         started = time.perf_counter()
@@ -217,7 +230,7 @@ class Worker:
             if self._pool is None:
                 value = await program.predict(input)
             else:
-                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, program.predict, input)
+                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, self._in_thread, input)
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
             body: bytes = output.encode()
@@ -237,6 +250,12 @@ class Worker:
             raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {limit:,} are allowed")
         return body
 
+    def _in_thread(self, input: Any) -> Any:
+        try:
+            return self.program.predict(input)
+        except StopIteration as error:  # no future can hold one
+            raise RuntimeError("predict raised StopIteration") from error
+
     async def _take_over(self, run: Run) -> bool:
         """A task that was delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
@@ -251,10 +270,20 @@ class Worker:
             await self._settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
             return False
         run.attempt = state.attempts + 1 if state.attempts else 2
+        if run.attempt >= self.program.attempts:
+            await self._be_alone(run)
         events = self._events(run, [self._claim(run)])
         result = await self.log.append(run.aggregate, events, run.head)
         run.head, run.claimed = result.head, True
         return isinstance(result, Appended)
+
+    async def _be_alone(self, run: Run) -> None:
+        """Last tries go one at a time: a task that ends the process must not use up the last try of its neighbours."""
+        run.expires = math.inf
+        await self._last_try.acquire()
+        run.alone = True
+        run.started = time.monotonic()
+        run.expires = run.started + self.program.timeout
 
     async def _settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
@@ -283,8 +312,11 @@ class Worker:
             self.client.publish(run.reply, answer[0], headers=answer[1])
 
     async def _answer_as(self, reply: str, task: str) -> None:
-        body, headers = await self.results.wait(task, DUPLICATE_WAIT)
-        self.client.publish(reply, body, headers=headers)
+        try:
+            body, headers = await self.results.wait(task, DUPLICATE_WAIT)
+            self.client.publish(reply, body, headers=headers)
+        except (LogError, ConnectionFailed) as error:
+            logger.debug("a duplicate of task %s gets no reply: %s", task, error)
 
     def claim_and(self, run: Run, payload: Payload) -> list[Any]:
         """The events that end a run now; for the watch, which may have to end it from outside the loop."""
@@ -313,8 +345,8 @@ class Worker:
         if self._puller:
             self._puller.release()
 
-    def _spawn(self, work: Any) -> None:
-        if len(self._side) < 1024:
+    def _spawn(self, work: Any, *, bounded: bool = True) -> None:
+        if len(self._side) < 1024 or not bounded:
             task = self._loop.create_task(work)
             self._side.add(task)
             task.add_done_callback(self._side.discard)
@@ -331,12 +363,14 @@ class Worker:
             self.pulse = now = time.monotonic()
             for run in [run for run in self.running.values() if run.expires <= now and not (run.abandoned or run.settling)]:
                 self._expire(run)
+            if self.stuck and (not self.running or self.stuck >= self._slots):
+                self._on_worn(f"{self.stuck} runs go on although their time is over, and cannot be stopped")
 
     def _expire(self, run: Run) -> None:
         run.abandoned = True
         if run.task:
             run.task.cancel()
-        self._spawn(self._settle_expired(run))
+        self._spawn(self._settle_expired(run), bounded=False)
 
     async def _settle_expired(self, run: Run) -> None:
         seconds = time.monotonic() - run.started
@@ -349,8 +383,8 @@ class Worker:
             self._forget(run)
         await asyncio.sleep(STUBBORN)
         if (run.thread and not run.thread.done()) or (run.task and not run.task.done()):
+            logger.warning("task %s goes on although its time is over; its process will be replaced", run.id)
             self.stuck += 1
-            self._on_worn(f"task {run.id} goes on although its time is over, and cannot be stopped")
 
 
 def _program_failed(name: str, error: BaseException) -> ProgramFailed:
@@ -358,12 +392,25 @@ def _program_failed(name: str, error: BaseException) -> ProgramFailed:
     failure = ProgramFailed(f"{name} raised {type(error).__name__}; its events have the details", type=type(error).__name__)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    failure.detail = f"{type(error).__name__}: {str(error)[:1000]}{place}"
+    failure.detail = f"{type(error).__name__}: {_words(error)[:1000]}{place}"
     return failure
 
 
 def _failure(error: TaskError, seconds: float) -> TaskFailed:
     return TaskFailed(
-        code=error.code, type=error.type, message=error.message, detail=error.detail,
-        seconds=round(seconds, 6),
+        code=error.code, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),
+        detail=_clean(error.detail, MAX_WORDS), seconds=round(seconds, 6),
     )  # fmt: skip
+
+
+def _words(error: BaseException) -> str:
+    """What an exception says, whose `__str__` may raise itself."""
+    try:
+        return str(error)
+    except Exception:
+        return "its words cannot be read"
+
+
+def _clean(text: object, limit: int) -> str:
+    """Text that JSON can hold, of bounded length."""
+    return str(text)[:limit].encode("utf-8", "backslashreplace").decode()

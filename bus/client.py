@@ -156,6 +156,10 @@ class Client:
         except NatsError as error:
             raise ConnectionFailed(f"the NATS server does not answer ({_reason(error)})") from None
 
+    def cut(self) -> None:
+        """Break the connection, from any thread: when the loop stands still, the server should know. It connects again."""
+        self._wire.cut()
+
     async def close(self) -> None:
         """Send what waits, then close."""
         if self._sweeper:

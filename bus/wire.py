@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from nats.aio.client import Client as NatsClient
@@ -219,6 +222,15 @@ class Wire(NatsClient):
         queue = self._flush_queue
         if self._status == NatsClient.CONNECTED and queue is not None and queue.empty():
             queue.put_nowait(self._loop.create_future())
+
+    def cut(self) -> None:
+        """Break the connection. For another thread, while ours does not run: everything else here is not for threads."""
+        writer = getattr(self._transport, "_io_writer", None)
+        link = writer.transport.get_extra_info("socket") if writer is not None else None
+        with suppress(OSError, ValueError):
+            if link is not None and link.fileno() >= 0:
+                with socket.socket(fileno=os.dup(link.fileno())) as twin:
+                    twin.shutdown(socket.SHUT_RDWR)
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
         return self.msg_class(

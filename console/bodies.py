@@ -39,7 +39,9 @@ def body_of(arguments: tuple[str, ...]) -> bytes:
     for text in arguments:
         match = _FIELD.fullmatch(text)
         if match is None:
-            raise click.UsageError(f"{text!r} is neither JSON nor a field; write question=\"…\", or '{{\"question\": \"…\"}}'")
+            raise click.UsageError(
+                f'{text!r} is neither JSON nor a field; write question="…", or \'{{"question": "…"}}\''
+            )
         if match[1] in fields:
             raise click.UsageError(f"the field {match[1]} was given twice")
         fields[match[1]] = loosely(match[2])
@@ -106,9 +108,13 @@ def example_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _FORMATS = {
-    "date-time": "2026-11-23T10:00:00Z", "date": "2026-11-23", "time": "10:00:00Z", "uuid": "0" * 8 + "-0000" * 3 + "-" + "0" * 12,
-    "email": "ada@example.org", "uri": "https://example.org",
-}  # fmt: skip
+    "date-time": "2026-11-23T10:00:00Z",
+    "date": "2026-11-23",
+    "time": "10:00:00Z",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "email": "ada@example.org",
+    "uri": "https://example.org",
+}
 _WORDS = {"question": "What is a commit?", "text": "Hello", "message": "Hello", "query": "event log", "name": "Ada"}
 
 

@@ -9,13 +9,20 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dspex.console.options import Options
-from dspex.console.render import EventLines, bold, clean, dim, green, is_terminal, print_json, print_table, shorten, yellow
+from dspex.console.render import (
+    EventLines,
+    bold,
+    dim,
+    green,
+    print_json,
+    yellow,
+)
+from dspex.console.scenes import answer, lines_to_paste, show_counts, show_images
 
 if TYPE_CHECKING:
     from dspex.compose.caller import Caller
@@ -97,14 +104,16 @@ class _Demo:
         restarts = sum(process["restarts"] for process in processes)
         whole = all(row["submitted"] == row["completed"] and not row["twice"] for row in rows)
         if not self.as_json:
-            _show_counts(rows)
+            show_counts(rows)
             away = tally.away(victim["agent"])
             soon = f", its successor served {away * 1e3:.0f} ms later" if away is not None else ""
             held = len(tally.taken_over)
             self.say(f"{victim['agent']} died{soon}.")
             if held:
                 self.say(f"It held {held} task{'' if held == 1 else 's'}; others, or its successor, took over.")
-            self.say(green("Nothing was lost, and every task ended exactly once.") if whole else yellow("That is not right."))
+            self.say(
+                green("Nothing was lost, and every task ended exactly once.") if whole else yellow("That is not right.")
+            )
         plain = next(task for task, _ in tally.of(parts[0]))
         task = min(tally.taken_over & tally.outputs.keys(), key=int, default=plain)
         past = await recorded(caller, task)
@@ -129,8 +138,9 @@ class _Demo:
         }  # fmt: skip
 
     async def _work(self, caller: Caller, parts: list[Part], tally: Tally) -> dict[str, Any]:
-        """Submit everything, the first half slowly, then all at once; kill an agent in between. Gives who was killed."""
+        """Submit everything, half of it slowly, the rest at once; kill an agent then. Gives who was killed."""
         from dspex.console.progress import Progress
+        from dspex.core.errors import Unavailable
 
         jobs = _jobs(parts)
         half = len(jobs) // 2
@@ -142,6 +152,8 @@ class _Demo:
             async def submit(job: Job) -> None:
                 task = await caller.submit(job.part.name, job.body)
                 tally.jobs[task] = job
+                if tally.ends[task]:
+                    progress.step(job.part.name)  # the log was faster than the acknowledgement
 
             async def submit_all() -> None:
                 for job in jobs[:half]:
@@ -156,21 +168,23 @@ class _Demo:
 
             submitting = asyncio.create_task(submit_all())
             shown = 0
-            async with asyncio.timeout(PATIENCE + PACE * half):
-                async for task in tally.follow(caller):
-                    while task not in tally.jobs and not submitting.done():
-                        await asyncio.sleep(0.001)  # the log was faster than the acknowledgement
-                    if (job := tally.jobs.get(task)) is None:
-                        continue
-                    progress.step(job.part.name)
-                    if "question" in job.part.inputs[job.number] and shown < SHOWN and len(tally.ends) >= 30 * shown:
-                        shown += 1
-                        progress.write(_answer(tally, task))
-                    if submitting.done() and len(tally.ends) >= len(jobs):
-                        break
+            try:
+                async with asyncio.timeout(PATIENCE + PACE * half):
+                    async for task in tally.follow(caller):
+                        job = tally.jobs.get(task)
+                        if job is not None:
+                            progress.step(job.part.name)
+                            if job.part is parts[0] and shown < SHOWN and len(tally.ends) >= 30 * shown:
+                                shown += 1
+                                progress.write(answer(tally, task))
+                        if len(tally.ends) >= len(jobs):
+                            break
+            except TimeoutError:
+                submitting.cancel()
+                raise Unavailable(f"{len(tally.ends)} of {len(jobs)} tasks had ended after {PATIENCE:.0f} s") from None
             await submitting
         if not self.as_json and len(parts) > 1:
-            _show_images(tally, parts[1])
+            show_images(tally, parts[1])
         await self._until_back(caller, tally, victim["agent"])
         return {"agent": victim["agent"], "pid": victim["pid"]}
 
@@ -207,11 +221,13 @@ class _Demo:
             return
         state = "It is running: paste these." if self.keep else "With `dspex demo --keep` it stays up, to paste these."
         self.chapter("Your turn", state)
-        click.echo(_lines_to_paste(system.url, system.data))
+        click.echo(lines_to_paste(system.url, system.data))
         if self.keep:
             click.echo(dim("\nCtrl-C ends it and removes its folder."))
         else:
-            click.echo(dim(f"\nDone in {figures['seconds']:.1f} s; everything is stopped and removed. Next: dspex up yours.py"))
+            click.echo(
+                dim(f"\nDone in {figures['seconds']:.1f} s; everything is stopped and removed. Next: dspex up yours.py")
+            )
 
 
 def _load_parts(with_digits: bool) -> list[Part]:
@@ -247,64 +263,3 @@ def _has_sklearn() -> bool:
 
 def _things(part: Part) -> str:
     return "questions" if part.name == "qabot" else "images of digits"
-
-
-def _answer(tally: Tally, task: str) -> list[str]:
-    """A question and its answer, in two lines that fit 80 columns."""
-    import json
-
-    job = tally.jobs[task]
-    if task not in tally.outputs:
-        return []
-    answer = json.loads(tally.outputs[task]).get("answer") or "no answer"
-    mark = green("✓") if tally.score(task) == 1.0 else yellow("✗")
-    question = shorten(clean(job.part.inputs[job.number]["question"]), 72)
-    return [bold(question), f"  {mark} {shorten(clean(answer), 70)}"]
-
-
-def _show_images(tally: Tally, part: Part) -> None:
-    """Six images as their pixels are, with what was read in them."""
-    import json
-
-    chosen = [(task, job) for task, job in tally.of(part) if task in tally.outputs][:6]
-    pictures = [_picture(job.part.inputs[job.number]["image"]) for _, job in chosen]
-    click.echo()
-    for row in zip(*pictures, strict=True):
-        click.echo("  " + "    ".join(row).rstrip())
-    read = [f"reads {json.loads(tally.outputs[task])['digit']}".center(8) for task, _ in chosen]
-    click.echo("  " + "    ".join(read).rstrip())
-
-
-def _picture(pixels: list[float]) -> list[str]:
-    """8 rows of 8 as four lines of half blocks."""
-    marks = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
-    rows = [[pixel >= 7 for pixel in pixels[start : start + 8]] for start in range(0, 64, 8)]
-    return ["".join(marks[pair] for pair in zip(rows[i], rows[i + 1], strict=True)) for i in range(0, 8, 2)]
-
-
-def _show_counts(rows: list[dict[str, Any]]) -> None:
-    names = ["program", "submitted", "completed", "failed", "lost", "twice", "right"]
-    print_table(names, [[*(row[name] for name in names[:-1]), f"{row['accuracy']:.0%}"] for row in rows], right=set(names[1:]))
-
-
-def _lines_to_paste(url: str, data: Path) -> str:
-    question = "What is a commit?"
-    return f"""\
-{dim("# dspex")}
-dspex ask qabot question="{question}" --nats {url}
-dspex events --follow --nats {url}
-
-{dim("# the nats command line")}
-nats req dspex.ask.qabot '{{"question": "{question}"}}' -s {url}
-
-{dim("// JavaScript: npm install @nats-io/transport-node @nats-io/jetstream")}
-import {{ connect }} from "@nats-io/transport-node";
-import {{ jetstream }} from "@nats-io/jetstream";
-const nc = await connect({{ servers: "{url}" }});
-const body = JSON.stringify({{ question: "{question}" }});
-const reply = await nc.request("dspex.ask.qabot", body, {{ timeout: 10000 }});
-console.log(reply.json());
-const {{ seq }} = await jetstream(nc).publish("dspex.task.qabot", body);
-const result = await nc.request("dspex.result.qabot", `${{seq}}`, {{ timeout: 30000 }});
-console.log(seq, result.json());
-await nc.drain();"""

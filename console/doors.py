@@ -35,9 +35,13 @@ _deadline = click.option("--deadline", metavar="WHEN", help="Seconds from now (2
 @_body
 @_key
 @_deadline
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds to wait."
+)
 @common
-def ask(options: Options, program: str, body: tuple[str, ...], key: str | None, deadline: str | None, timeout: float) -> None:
+def ask(
+    options: Options, program: str, body: tuple[str, ...], key: str | None, deadline: str | None, timeout: float
+) -> None:
     """Run a task and wait for its output.
 
     Prints the output; as JSON when piped: {"task": "42", "output": {...}}.
@@ -59,7 +63,9 @@ def ask(options: Options, program: str, body: tuple[str, ...], key: str | None, 
 @_body
 @_key
 @_deadline
-@click.option("--file", "file", metavar="FILE", help="A task per line, as JSON; - is the input. With --key: KEY-1, KEY-2, …")
+@click.option(
+    "--file", "file", metavar="FILE", help="A task per line, as JSON; - is the input. With --key: KEY-1, KEY-2, …"
+)
 @common
 def submit(
     options: Options, program: str, body: tuple[str, ...], key: str | None, deadline: str | None, file: str | None
@@ -83,7 +89,9 @@ def submit(
     options.run(_submit_all(options, program, bodies, key, deadline))
 
 
-async def _submit_all(options: Options, program: str, bodies: list[bytes], key: str | None, deadline: str | None) -> None:
+async def _submit_all(
+    options: Options, program: str, bodies: list[bytes], key: str | None, deadline: str | None
+) -> None:
     """Store many, a few hundred on their way at a time; print the ids in the order of the lines."""
     from dspex.core.errors import DspexError
 
@@ -121,7 +129,9 @@ async def _submit_all(options: Options, program: str, bodies: list[bytes], key: 
 
 @click.command(short_help="Wait for the output of a task.")
 @click.argument("program_and_task", nargs=-1, metavar="[PROGRAM] TASK|KEY")
-@click.option("--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait for it to end.")
+@click.option(
+    "--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait for it to end."
+)
 @common
 def result(options: Options, program_and_task: tuple[str, ...], wait: float) -> None:
     """Print the output of a task, waiting for it.

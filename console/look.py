@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def ps(options: Options, watch: bool) -> None:
                 _show_processes(options, await caller.processes())
                 if not watch:
                     return
-                time.sleep(1)
+                await asyncio.sleep(1)
 
     options.run(work())
 
@@ -47,11 +47,20 @@ def _show_processes(options: Options, processes: list[dict[str, Any]]) -> None:
             print_json(process)
         return
     if not processes:
-        click.echo("dspex: a NATS server answers, but nothing of dspex runs on it; `dspex up FILE` runs a program", err=True)
+        click.echo(
+            "dspex: a NATS server answers, but nothing of dspex runs on it; `dspex up FILE` runs a program", err=True
+        )
         return
     columns = ["agent", "serves", "pid", "state", "restarts", "tasks"]
     rows = [
-        [p["agent"], p["program"] or p.get("role"), p["pid"], p["state"], p["restarts"], p["tasks"] if p["program"] else ""]
+        [
+            p["agent"],
+            p["program"] or p.get("role"),
+            p["pid"],
+            p["state"],
+            p["restarts"],
+            p["tasks"] if p["program"] else "",
+        ]
         for p in processes
     ]
     print_table(columns, rows, right={"pid", "restarts", "tasks"})
@@ -125,14 +134,15 @@ def _json(body: bytes) -> Any:
 @click.option("--program", metavar="PROGRAM", help="Only events of this program.", shell_complete=program_names)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--after", type=click.IntRange(0), metavar="N", help="Only what is behind position N of the log.")
-@click.option("--limit", type=click.IntRange(0), help="So many: the newest, or with --after the first; 0 is all (default: 100, with --json all).")  # fmt: skip
+@click.option("--limit", type=click.IntRange(0), help="So many at most; 0 is all (default: 100, with --json all).")
 @common
 def events(
     options: Options, task: str | None, program: str | None, follow: bool, after: int | None, limit: int | None
 ) -> None:
     """Show what happened, from the log: everything, or one program's or one task's events.
 
-    With --json they are CloudEvents, one per line, each with its position in the log.
+    With --limit they are the newest, or with --after the first behind that position. With --json they are
+    CloudEvents, one per line, each with its position in the log.
     """
     if task and program:
         raise click.UsageError("a task and a program were given; one of them is due")
@@ -149,7 +159,7 @@ def events(
     async def work() -> None:
         async with options.connect() as caller:
             await check_program(caller, program)
-            last = await _show_past(caller, query, after, wanted, show)
+            last = await _show_past(caller, query, after, wanted, show, quiet=follow)
             if follow:
                 async for event in _coming(caller, query, last):
                     show(event)
@@ -157,7 +167,9 @@ def events(
     options.run(work())
 
 
-async def _show_past(caller: Caller, query: dict[str, Any], after: int | None, limit: int, show: Any) -> int:
+async def _show_past(
+    caller: Caller, query: dict[str, Any], after: int | None, limit: int, show: Any, *, quiet: bool
+) -> int:
     """Show what is there; return the position up to which it was looked at."""
     head = int((await caller.read_log(limit=1))["head"])
     if after is not None or not limit:
@@ -177,15 +189,13 @@ async def _show_past(caller: Caller, query: dict[str, Any], after: int | None, l
         newest.append(event)
     for event in newest:
         show(event)
-    if more:
+    if more and not quiet:
         click.echo(f"dspex: the newest {limit}; --limit 0 shows all", err=True)
     return max(head, newest[-1]["position"] if newest else 0)
 
 
 async def _coming(caller: Caller, query: dict[str, Any], after: int) -> AsyncIterator[dict[str, Any]]:
     """Events as they are appended, for ever; over a lost connection, too."""
-    import asyncio
-
     from dspex.core.errors import ConnectionFailed, DeadlineExceeded, Unavailable
 
     while True:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from dspex.console.render import print_json, red
+from dspex.console.render import is_terminal, print_json, red
 
 __all__ = ["cli", "main", "run"]
 
@@ -62,6 +62,21 @@ class _Commands(click.Group):
             raise click.UsageError(f"there is no command {args[0]}; {hint}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. What click would say about a closed pipe or Ctrl-C is left unsaid."""
+        try:
+            status: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            if is_terminal(sys.stderr):
+                click.echo(err=True)  # after the ^C
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read us has enough. What is still in the buffer must go nowhere, silently.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        return status
+
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
@@ -96,14 +111,9 @@ def run(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = cli.main(arguments, prog_name="dspex", standalone_mode=False)
-        sys.stdout.flush()
+        status = cli.main(arguments or ["--help"], prog_name="dspex", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has enough. What is still in the buffer must go nowhere, silently.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
     except Exception as error:
         flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
         if "--debug" in flags:

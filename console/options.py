@@ -71,9 +71,7 @@ def common(command: Callable[..., T]) -> Callable[..., T]:
     @click.option("--prefix", metavar="NAME", help="The first word of every subject (default: dspex).")
     @click.option("--debug", is_flag=True, help="Show tracebacks and what happens inside.")
     @functools.wraps(command)
-    def wrapped(
-        *, json_: bool, nats: str | None, data: str | None, prefix: str | None, debug: bool, **own: Any
-    ) -> T:
+    def wrapped(*, json_: bool, nats: str | None, data: str | None, prefix: str | None, debug: bool, **own: Any) -> T:
         return command(options=Options(json_, debug, nats, data, prefix), **own)
 
     return wrapped

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from dspex.compose.caller import Caller
+    from dspex.core.errors import NotFound
 
 __all__ = ["check_program", "known", "program_names"]
 
@@ -35,13 +36,11 @@ async def known(caller: Caller, program: str, call: Coroutine[Any, Any, T]) -> T
         programs = await caller.programs()
         if program in programs:
             raise Unavailable(f"no agent serves {program} now; `dspex ps` shows what runs") from None
-        there = f"there are {', '.join(programs)}" if programs else "none is registered; `dspex up FILE` runs one"
-        raise NotFound(f"there is no program {program}; {there}") from None
+        raise _unknown(program, programs) from None
 
 
 async def check_program(caller: Caller, program: str | None) -> None:
     """Raise NotFound for a program that the log has never heard of: an empty answer would hide a misspelling."""
-    from dspex.core.errors import NotFound
     from dspex.core.subjects import valid_token
 
     if program is None:
@@ -50,18 +49,24 @@ async def check_program(caller: Caller, program: str | None) -> None:
         page = await caller.read_log(aggregate=f"program.{program}.0", limit=1)
         if page["events"]:
             return
-    names = ", ".join(await caller.programs()) or "none"
-    raise NotFound(f"there is no program {clean(program)}; there are: {names}")
+    raise _unknown(program, await caller.programs())
+
+
+def _unknown(program: str, programs: list[str]) -> NotFound:
+    from dspex.core.errors import NotFound
+
+    known = f"those known are {', '.join(programs)}" if programs else "`dspex up FILE` runs one"
+    return NotFound(f"there is no program {clean(program)[:80]}; {known}")
 
 
 def program_names(ctx: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
     """For shell completion: the programs that run, as far as they can be found quickly."""
     from click.shell_completion import CompletionItem
 
-    flags = {name: ctx.params.get(name) for name in ("nats", "data", "prefix")}
+    options = Options(nats=ctx.params.get("nats"), data=ctx.params.get("data"), prefix=ctx.params.get("prefix"))
 
     async def find() -> set[str]:
-        async with Options(**flags).connect(wait=0.2) as caller:
+        async with options.connect(wait=0.2) as caller:
             return set(await caller.programs())
 
     try:

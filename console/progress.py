@@ -22,7 +22,8 @@ class Progress:
         if silent or not is_terminal():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
 
         self._bars = Bars(
             TextColumn("  {task.description}"), BarColumn(bar_width=36), MofNCompleteColumn(), TimeElapsedColumn(),

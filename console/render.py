@@ -12,8 +12,8 @@ from typing import IO, Any
 import click
 
 __all__ = [
-    "EventLines", "bold", "clean", "compact", "dim", "duration", "gist", "green", "is_terminal", "paint", "print_fields",
-    "print_json", "print_table", "red", "shorten", "who", "yellow",
+    "EventLines", "bold", "clean", "compact", "dim", "duration", "gist", "green", "is_terminal", "paint",
+    "print_fields", "print_json", "print_table", "red", "shorten", "who", "yellow",
 ]  # fmt: skip
 
 WHOLE = 2000
@@ -122,10 +122,14 @@ def _fitted(widths: list[int], whole: list[bool]) -> list[int]:
 
 _WHOLE_COLUMNS = {"state", "pid", "status"}
 _STATES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("serving", "completed"), {"fg": "green"}),
-    **dict.fromkeys(("starting", "restarting", "draining", "running", "submitted"), {"fg": "yellow"}),
-    **dict.fromkeys(("failed", "dead", "gave up"), {"fg": "red"}),
-    **dict.fromkeys(("duplicate", "not active", "stopped"), {"dim": True}),
+    state: style
+    for states, style in (
+        (("serving", "completed"), {"fg": "green"}),
+        (("starting", "restarting", "draining", "running", "submitted"), {"fg": "yellow"}),
+        (("failed", "dead", "gave up"), {"fg": "red"}),
+        (("duplicate", "not active", "stopped"), {"dim": True}),
+    )
+    for state in states
 }
 
 

@@ -28,7 +28,7 @@ NOT_AGAIN = {"DeadlineExceeded": "it ended by its deadline, and time is not repl
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the log has of a task. `versions` is how many its aggregate has; `known` maps assignment hashes to values."""
+    """What the log has of a task: `versions` of its aggregate, and in `known` values by the hash of an assignment."""
 
     task: str
     program: str
@@ -62,8 +62,9 @@ class Verdict:
 def replay(options: Options, task: str, to: int | None, app: str | None) -> int:
     """Rebuild a task from the log, run today's code on its input, and compare.
 
-    Shows the task's events and its state, at the end or at version N. Then runs the program again, on the values it ran
-    on, and says whether the output is the same, byte for byte, or names the first place that differs. Nothing is written.
+    Shows the task's events and its state, at the end or at version N. Then runs the program again, on the
+    values it ran on, and says whether the output is the same, byte for byte, or names the first place that
+    differs. Nothing is written.
 
     Exit code 1 when the output differs.
     """
@@ -119,9 +120,13 @@ def judge(past: Recorded, program: type[Program] | str) -> Verdict:
 
     state = past.state
     if not past.whole:
-        return Verdict(None, why=f"version {state.head.version} of {past.versions}: it had not ended; only the state is shown")
+        return Verdict(
+            None, why=f"version {state.head.version} of {past.versions}: it had not ended; only the state is shown"
+        )
     if state.status not in ("completed", "failed"):
-        return Verdict(None, why=f"the task is {state.status}" + (f": task {state.of} has its output" if state.of else ""))
+        return Verdict(
+            None, why=f"the task is {state.status}" + (f": task {state.of} has its output" if state.of else "")
+        )
     if state.error in NOT_AGAIN:
         return Verdict(None, why=NOT_AGAIN[state.error])
     if isinstance(program, str):

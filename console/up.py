@@ -31,8 +31,14 @@ MAX_SHOWN = 5
 @click.command(short_help="Run programs as supervised agents.")
 @click.argument("app", required=False, type=click.Path())
 @click.option("--agents", type=click.IntRange(1, 1000), help="Processes that serve each program (default: 1).")
-@click.option("--durability", type=click.Choice(["power", "process"]), help="What an acknowledged task survives: a loss of power (the default), or any crash of ours.")  # fmt: skip
-@click.option("--port", type=click.IntRange(1, 65535), help="The port of our own server; when taken, the next free one.")
+@click.option(
+    "--durability",
+    type=click.Choice(["power", "process"]),
+    help="What an acknowledged task survives: loss of power (the default), or any crash of ours.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="The port of our own server; when taken, the next free one."
+)
 @click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
 @common
 def up(
@@ -77,12 +83,12 @@ def _plans(
             raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
-    plans = [
-        Plan(str(folder / program.app), agents or program.agents) for program in settings.programs.values()
-    ]
+    plans = [Plan(str(folder / program.app), agents or program.agents) for program in settings.programs.values()]
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
-        raise ConfigurationError(f"{where} names no programs; try dspex up qa.py, or add [programs.qabot] with app = \"qa.py\"")
+        raise ConfigurationError(
+            f'{where} names no programs; try dspex up qa.py, or add [programs.qabot] with app = "qa.py"'
+        )
     return settings, plans
 
 
@@ -119,7 +125,11 @@ class _Teller:
             case "crashed":
                 self.down.add(event["agent"])
                 soon = f" in {event['delay']:g} s" if event.get("delay") else ""
-                self._line(yellow(f"{event['agent']} (process {event['pid']}) died: {event['reason']}; starting it again{soon}"))
+                self._line(
+                    yellow(
+                        f"{event['agent']} (process {event['pid']}) died: {event['reason']}; starting it again{soon}"
+                    )
+                )
             case "serving" if event["agent"] in self.down:
                 self.down.discard(event["agent"])
                 self._line(green(f"{event['agent']} serves again"))
@@ -139,7 +149,9 @@ class _Teller:
 
     def _say_ready(self, url: str, data: str) -> None:
         if self.port and not url.endswith(f":{self.port}"):
-            click.echo(f"dspex: port {self.port} is taken; the server listens on {url.rpartition(':')[2]} instead", err=True)
+            click.echo(
+                f"dspex: port {self.port} is taken; the server listens on {url.rpartition(':')[2]} instead", err=True
+            )
         if self.as_json:
             print_json({"ready": True, "nats": url, "console": None, "data": data})
             return

@@ -19,6 +19,7 @@ __all__ = ["variables"]
 @common
 def variables(options: Options, program: str, verb: str) -> None:
     """Show a program's variables: the values in force, and what each may be."""
+
     async def work() -> dict[str, Any]:
         async with options.connect() as caller:
             return await known(caller, program, caller.variables(program))
@@ -29,7 +30,13 @@ def variables(options: Options, program: str, verb: str) -> None:
         return
     values, space = found["values"], found["space"]
     rows = [
-        [path, compact(values[path]) if path in values else "not active", _range(about), _condition(about), about.get("doc", "")]
+        [
+            path,
+            compact(values[path]) if path in values else "not active",
+            _range(about),
+            _condition(about),
+            about.get("doc", ""),
+        ]
         for path, about in space["variables"].items()
     ]
     rows += [

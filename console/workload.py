@@ -29,7 +29,7 @@ OURS = ("DSPEX_", "NATS_")
 
 @dataclass(frozen=True)
 class Part:
-    """One program of the demo: its file, how many agents serve it, and labelled inputs with the function that judges."""
+    """One program of the demo: its file, its agents, and labelled inputs with the function that judges outputs."""
 
     name: str
     app: Path
