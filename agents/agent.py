@@ -139,7 +139,7 @@ class _Agent:
         service.announce()
         watch = Watch(worker)
         watch.start()
-        worker.start(place["consumer"])
+        worker.start()
         await client.flush()
         self._say("serving")
         started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)

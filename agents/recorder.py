@@ -10,20 +10,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import CancelledError
+
+from typing import Any, NoReturn, Protocol
+
+import msgspec
 
 from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, with_idempotency
 from dspex.core.errors import DspexError, LimitExceeded
-from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed
+from dspex.core.events import (
+    EffectRecorded, Event, Payload, SignalReceived, TaskClaimed, TaskRetried, TaskSleeping,
+)
 from dspex.core.ports import Appended, Conflict
 
-__all__ = ["Attempt", "Recorder", "Superseded"]
+__all__ = ["Attempt", "Recorder", "Superseded", "Suspended"]
 
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
 MAX_COMMIT = 256 << 10
 """Bytes of results that one commit may hold; more go into the next."""
+QUIET = 0.005
+"""Seconds without an effect under way after which a run that waits is put to sleep."""
+SHORT = 1.5
+"""Seconds that are slept in the process; more are slept in the log."""
+
+
+class Suspended(BaseException):
+    """The task waits for what may take long; its process's part ends here. Not an Exception, so that no program takes
+    it for one of its own."""
 
 
 class Superseded(DspexError):
@@ -38,6 +53,7 @@ class Attempt(Protocol):
         """The task's id."""
 
     claimed: bool
+    suspended: bool
 
     def claim(self) -> TaskClaimed:
         """The event that claims the task for this attempt."""
@@ -45,32 +61,61 @@ class Attempt(Protocol):
     async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
         """Append behind `head`, and move `head` when it was taken."""
 
+    async def signals(self, name: str) -> list[SignalReceived]:
+        """The signals of a name that have reached the task, oldest first."""
+
+    def suspend(self) -> None:
+        """End the program's run here; what it waits for is in `waits` of the recorder."""
+
 
 class Recorder:
     """The `Runtime` of an attempt. `history` are the records of the attempts before it."""
 
     def __init__(self, attempt: Attempt, history: Iterable[Event], loop: asyncio.AbstractEventLoop) -> None:
         self._attempt, self._loop = attempt, loop
-        self._known = {event.data.key: event.data for event in history if isinstance(event.data, EffectRecorded)}
+        self._known: dict[str, EffectRecorded] = {}
+        self._until: dict[str, float | None] = {}
+        self._life = 0
+        self._recall(history)
         self._pending: list[Payload] = []
         self._writing: asyncio.Task[None] | None = None
-        self.performed = 0
+        self._under_way = 0
+        self._parked: set[asyncio.Task[Any]] = set()
+        self.waits: dict[str, TaskSleeping] = {}
+
+    def _recall(self, history: Iterable[Event]) -> None:
+        """What the attempts before this one have done; a clean retry forgot what was before it."""
+        for event in history:
+            match event.data:
+                case EffectRecorded() as record:
+                    self._known[record.key] = record
+                case TaskSleeping(key=key, until=until):
+                    self._until[key] = until
+                case TaskRetried(clean=True):
+                    self._known.clear()
+                    self._until.clear()
+                    self._life += 1
 
     # -- the Runtime port
 
     async def perform(self, call: Call) -> Any:
         """Look the effect up, or perform and record it."""
+        if self._attempt.suspended:
+            raise Suspended
         record = self._look_up(call)
         if record is None:
             if call.outside:
                 await self.flush()
             started = time.perf_counter()
+            self._under_way += 1
             try:
                 result = await with_idempotency(self._idempotency_key(call.key), call.act)()
             except Exception as error:
                 record = failed(call, error, time.perf_counter() - started)
             else:
                 record = recorded(call, result, time.perf_counter() - started)
+            finally:
+                self._under_way -= 1
             self._note(record)
         return outcome_of(call, record)
 
@@ -84,8 +129,71 @@ class Recorder:
             self._loop.call_soon_threadsafe(self._note, record)
         return outcome_of(call, record)
 
+    async def sleep(self, key: str, seconds: float) -> None:
+        if key in self._known:
+            return
+        until = self._until.get(key) or time.time() + seconds
+        left = until - time.time()
+        if left <= SHORT:
+            await asyncio.sleep(max(left, 0.0))
+            self._note(EffectRecorded(key=key, name="sleep", digest="", seconds=round(seconds, 6)))
+            return
+        await self._park(TaskSleeping(key=key, until=until))
+
+    async def signal(self, key: str, name: str, timeout: float | None) -> Any:
+        kind = f"signal.{name}"
+        record = self._known.get(key)
+        if record is None:
+            taken = self.taken(name)
+            received = await self._attempt.signals(name)
+            until = self._until.get(key) or (time.time() + timeout if timeout is not None else None)
+            if len(received) > taken:
+                record = EffectRecorded(key=key, name=kind, digest="", result=received[taken].value)
+            elif until is not None and until <= time.time():
+                record = EffectRecorded(key=key, name=kind, digest="", error="builtins:TimeoutError", arguments=[
+                    f"the signal {name} did not come in time"])  # fmt: skip
+            else:
+                await self._park(TaskSleeping(key=key, until=until, signal=name))
+            self._note(record)
+        if record.error:
+            raise TimeoutError(*record.arguments)
+        return msgspec.json.decode(record.result)
+
+    def taken(self, name: str) -> int:
+        """How many signals of a name the program has taken so far."""
+        kind = f"signal.{name}"
+        return sum(record.name == kind and not record.error for record in self._known.values())
+
+    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
+        async def waited() -> Any:
+            return await work
+
+        waiting = asyncio.run_coroutine_threadsafe(waited(), self._loop)
+        try:
+            return waiting.result()
+        except CancelledError:
+            raise Suspended from None
+
+    async def _park(self, wait: TaskSleeping) -> NoReturn:
+        """Wait here for good; when no branch has an effect under way any more, the run ends with what it waits for."""
+        self.waits[wait.key] = wait
+        branch = asyncio.current_task()
+        assert branch, "a coroutine runs in a task"
+        self._parked.add(branch)
+        try:
+            while True:
+                await asyncio.sleep(QUIET)
+                if not self._under_way and not self._attempt.suspended:
+                    self._attempt.suspend()
+                    for parked in list(self._parked):
+                        parked.cancel()
+        finally:
+            self._parked.discard(branch)
+            if not self._attempt.suspended:
+                self.waits.pop(wait.key, None)  # a branch that lost a race: nobody waits here any more
+
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- writing
 
@@ -111,9 +219,8 @@ class Recorder:
         return rest
 
     def _note(self, record: EffectRecorded) -> None:
-        if self.performed >= MAX_RECORDS:
+        if len(self._known) >= MAX_RECORDS:
             raise LimitExceeded(f"a task may have {MAX_RECORDS:,} effects; {record.key} is one more")
-        self.performed += 1
         self._known[record.key] = record
         self._pending.append(record)
 
@@ -136,4 +243,4 @@ class Recorder:
         return record
 
     def _idempotency_key(self, key: str) -> str:
-        return hashlib.sha256(f"{self._attempt.id}/{key}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).hexdigest()[:32]

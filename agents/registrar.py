@@ -95,6 +95,7 @@ class _Registrar:
         subjects = self.subjects
         epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
+        await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
         log = self.log = JetStreamLog(client, subjects, epoch)
         service = Service(
             client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
@@ -211,7 +212,7 @@ class _Registrar:
         await streams.set_doors(client, self.subjects, self.programs)
         for start in range(0, len(programs), 64):
             await asyncio.gather(
-                *(streams.ensure_consumer(client, self.subjects, name) for name in programs[start : start + 64])
+                *(streams.ensure_consumers(client, self.subjects, name) for name in programs[start : start + 64])
             )
 
     # -- the supervisor's voice

@@ -22,16 +22,19 @@ from msgspec import Raw
 
 from dspex.agents import keys
 from dspex.agents.journal import events_for
-from dspex.agents.recorder import Recorder, Superseded
+from dspex.agents.recorder import Recorder, Superseded, Suspended
 from dspex.agents.results import Results, answer_of
+from dspex.agents.waiting import Waiting
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
+from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.effects import Diverged, begin
 from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
-    Event, Head, Payload, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+    Event, Head, Payload, SignalReceived, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+    TaskRetried,
 )
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
@@ -48,6 +51,8 @@ ENVELOPE = 4096
 SWEEP = 0.05
 MAX_COMMITS = 1024
 """Commits that may be under way beyond the slots."""
+SIGNALS = 16
+"""Signals that an agent puts into inboxes at once."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 DUPLICATE_WAIT = 60.0
@@ -61,12 +66,16 @@ class Run:
     """One attempt of ours on a task. Times are of the monotonic clock."""
 
     __slots__ = ("abandoned", "aggregate", "alone", "attempt", "begun", "claimed", "delivery", "expires", "freed",
-                 "head", "history", "recorder", "reply", "settling", "started", "task", "thread", "worker")  # fmt: skip
+                 "head", "history", "puller", "recorder", "reply", "raised", "retries", "settling", "started", "suspended", "task",
+                 "thread", "worker")  # fmt: skip
 
     def __init__(self, worker: Worker, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
         self.worker = worker
         self.delivery, self.aggregate, self.started, self.expires = delivery, aggregate, started, expires
         self.head = Head()
+        self.puller: Puller | None = None
+        self.retries = 0
+        self.suspended = self.raised = False
         self.history: list[Event] = []
         self.recorder: Recorder | None = None
         self.attempt, self.claimed = 1, False
@@ -97,6 +106,15 @@ class Run:
             self.claimed = True
         return result
 
+    async def signals(self, name: str) -> list[SignalReceived]:
+        return await self.worker.waiting.received(self.id, name)
+
+    def suspend(self) -> None:
+        if not self.suspended:
+            self.suspended = True
+            if self.task:
+                self.task.cancel()
+
 
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
@@ -122,7 +140,8 @@ class Worker:
         self._pool: ThreadPoolExecutor | None = None
         if not program.is_async:
             self._pool = ThreadPoolExecutor(2 * self._slots, thread_name_prefix=f"{self.name}-predict")
-        self._puller: Puller | None = None
+        self.waiting = Waiting(client, log, subjects, self.name, self.source)
+        self._pullers: list[Puller] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
@@ -130,15 +149,27 @@ class Worker:
 
     # -- life
 
-    def start(self, consumer: str) -> None:
-        self._puller = Puller(self.client, self.subjects.stream, consumer, self._slots, self.take)
+    def start(self) -> None:
+        """Take tasks, and beside them a few sleeping tasks and signals."""
+        stream, few = self.subjects.stream, max(1, self._slots // 4)
+        tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
+        wakes = Puller(
+            self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
+            lambda it: self._spawn(self._wake(it, wakes)),
+        )  # fmt: skip
+        signals = Puller(
+            self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
+            lambda it: self._spawn(self._signal(it, signals)),
+        )  # fmt: skip
+        self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
-        self._puller.start()
+        for puller in self._pullers:
+            puller.start()
 
     async def drain(self, grace: float) -> None:
         """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
-        if self._puller:
-            self._puller.stop()
+        for puller in self._pullers:
+            puller.stop()
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
@@ -150,18 +181,42 @@ class Worker:
 
     # -- one task
 
-    def take(self, delivery: Delivery) -> None:
+    def take(self, delivery: Delivery, puller: Puller) -> None:
         """A delivery came. Called from the reading loop, so it only starts the work."""
         position = delivery.position
         held = self.running.get(position)
         if held is not None:
             held.delivery = delivery  # ours already: the newer ack is the one that counts
-            self._release()
+            puller.release()
             return
         now = time.monotonic()
         run = Run(self, delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
+        run.puller = puller
         self.running[position] = run
         run.task = asyncio.Task(self._work(run), loop=self._loop)  # past the factory: this is no branch
+
+    async def _wake(self, wake: Delivery, puller: Puller) -> None:
+        """A sleeping task may go on."""
+        woken = None
+        try:
+            woken = await self.waiting.woken(wake)
+        except LogError as error:
+            logger.warning("a wake will be delivered again: %s", error)
+            puller.release()
+            return
+        if woken is None or woken.position in self.running:
+            self.client.respond(wake.message, ACK)
+            puller.release()
+        else:
+            self.take(woken, puller)
+
+    async def _signal(self, delivery: Delivery, puller: Puller) -> None:
+        try:
+            await self.waiting.receive(delivery)
+        except LogError as error:
+            logger.warning("a signal will be delivered again: %s", error)
+        finally:
+            puller.release()
 
     async def _work(self, run: Run) -> None:
         if run.abandoned:  # handed back before it began, because the loop had no time for it
@@ -174,6 +229,8 @@ class Worker:
             logger.warning("task %s: %s It will be delivered again.", run.id, error)
         except Superseded as error:
             logger.info("%s; this one ends without a trace", error)
+        except ConnectionFailed as error:
+            logger.info("task %s: %s", run.id, error)
         except Exception:
             logger.exception("task %s could not be worked on; it will be delivered again", run.id)
         finally:
@@ -202,8 +259,15 @@ class Worker:
                     await self._settle(run, TaskDuplicate(of=owner, key=key))
                     return
             output = await self._execute(run, input)
+        except Suspended:
+            await self._put_to_sleep(run)
+            return
         except TaskError as error:
             payload = _failure(error, time.perf_counter() - started)
+            again = self._retry(run, error)
+            if again:
+                await self.waiting.arm(run.id, again.until)
+                payload = again
         else:
             payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
         if not run.abandoned:
@@ -234,16 +298,22 @@ class Worker:
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
             body: bytes = output.encode()
-        except (TaskError, Superseded, LogError):
+        except TaskError:
+            run.raised = True
+            raise
+        except (Suspended, Superseded, LogError):
             raise
         except Diverged as error:
             raise ProgramFailed(f"{self.name} has changed while the task was under way: {error}", type="Diverged") from None
         except asyncio.CancelledError as error:
+            if run.suspended:
+                raise Suspended from None
             if run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
                 raise
             raise _program_failed(self.name, error) from error
         except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             logger.debug("task %s failed", run.id, exc_info=True)
+            run.raised = True
             raise _program_failed(self.name, error) from error
         limit = min(MAX_OUTPUT, self.client.max_payload - ENVELOPE)
         if len(body) > limit:
@@ -261,7 +331,7 @@ class Worker:
         entries = await self.log.read(run.aggregate)
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
-        run.head = state.head
+        run.head, run.retries = state.head, state.retries
         if state.ended:
             self.client.respond(run.delivery.message, ACK)
             return False
@@ -299,6 +369,8 @@ class Worker:
                 self.client.respond(message, ACK)
             return
         self.client.respond(message, ACK)
+        if isinstance(payload, TaskRetried):
+            return
         self.done += 1
         if isinstance(payload, TaskDuplicate):
             if run.reply:
@@ -310,6 +382,36 @@ class Worker:
             answer = answer_of(fold(events), run.id)
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
+
+    async def _put_to_sleep(self, run: Run) -> None:
+        """Commit what the task waits for; from then on it holds nothing here."""
+        assert run.recorder, "only an effect puts a task to sleep"
+        waits = list(run.recorder.waits.values())
+        rest = await run.recorder.rest()
+        until = [wait.until for wait in waits if wait.until is not None]
+        if until:
+            await self.waiting.arm(run.id, min(until))
+        if isinstance(await run.commit([*([] if run.claimed else [self._claim(run)]), *rest, *waits]), Conflict):
+            raise Superseded(f"task {run.id} was taken over by another attempt")
+        self.client.respond(run.delivery.message, ACK)
+        # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
+        for wait in waits:
+            taken = run.recorder.taken(wait.signal)
+            if wait.signal and len(await self.waiting.received(run.id, wait.signal)) > taken:
+                await self.waiting.wake(run.id)
+                return
+
+    def _retry(self, run: Run, error: TaskError) -> TaskRetried | None:
+        """What the program's policy says of an error that the program raised."""
+        policy, cause = self.program.retry, error.__cause__ or error
+        if policy is None or not run.raised or not isinstance(cause, policy.on):
+            return None
+        delay = policy.delay(run.retries + 1, run.id)
+        if delay is None:
+            return None
+        return TaskRetried(
+            retry=run.retries + 1, type=error.type, message=error.message, until=time.time() + delay, clean=policy.clean
+        )
 
     async def _answer_as(self, reply: str, task: str) -> None:
         try:
@@ -335,15 +437,15 @@ class Worker:
         run.settling = True
         if len(self.running) < self._slots + MAX_COMMITS:
             run.freed = True
-            self._release()
+            self._release(run)
 
     def _forget(self, run: Run) -> None:
         if self.running.pop(run.delivery.position, None) is not None and not run.freed:
-            self._release()
+            self._release(run)
 
-    def _release(self) -> None:
-        if self._puller:
-            self._puller.release()
+    def _release(self, run: Run) -> None:
+        if run.puller:
+            run.puller.release()
 
     def _spawn(self, work: Any, *, bounded: bool = True) -> None:
         if len(self._side) < 1024 or not bounded:

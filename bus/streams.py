@@ -17,12 +17,15 @@ from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "ACK_WAIT", "consumer_name", "ensure_consumer", "ensure_log", "jetstream_api", "lease_stream", "log_stream",
-    "set_doors", "task_consumer",
+    "ACK_WAIT", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream", "log_stream",
+    "set_doors", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
 """Seconds after which a task whose holder sends no beat is given to another agent."""
+
+SIGNAL_WAIT = 2.0
+"""The same for signals, which take a few reads and an append."""
 
 EPOCH = "dspex.epoch"
 MAX_CONSUMERS = 10_000
@@ -75,8 +78,25 @@ def lease_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
     }
 
 
-def consumer_name(program: str) -> str:
-    return f"task-{program}"
+def timer_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
+    """Timers that turn into wakes when they are due, and wakes that wait to be taken. The only stream with schedules,
+    because whoever may write a schedule can write any of its stream's subjects."""
+    return {
+        "name": subjects.timer_stream,
+        "description": "dspex: timers of sleeping tasks, and wakes",
+        "subjects": [f"{subjects.prefix}.timer.>", f"{subjects.prefix}.wake.>"],
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": -1,
+        "discard": "old",
+        "duplicate_window": 100_000_000,
+        "allow_msg_schedules": True,
+    }
+
+
+def consumer_name(program: str, door: str = "task") -> str:
+    return f"{door}-{program}"
 
 
 def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
@@ -156,17 +176,26 @@ async def set_doors(connection: Connection, subjects: Subjects, programs: Iterab
         _refuse(answer, "the programs' doors")
 
 
-async def ensure_consumer(connection: Connection, subjects: Subjects, program: str) -> None:
-    """Create the program's consumer, or bring an existing one to today's configuration."""
-    config = task_consumer(subjects, program)
-    name = config["durable_name"]
-    answer = await jetstream_api(
-        connection,
-        f"CONSUMER.CREATE.{subjects.stream}.{name}.{config['filter_subject']}",
-        {"stream_name": subjects.stream, "config": config, "action": ""},
-        timeout=30,
-    )
-    _refuse(answer, f"the consumer {name}")
+async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> None:
+    """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration."""
+    task = task_consumer(subjects, program)
+    signal = task | {
+        "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
+        "filter_subject": subjects.door("signal", program), "ack_wait": int(SIGNAL_WAIT * 1e9),
+    }  # fmt: skip
+    wake = task | {
+        "durable_name": consumer_name(program, "wake"), "description": f"sleeping tasks of {program} to go on",
+        "filter_subject": subjects.wake(program),
+    }  # fmt: skip
+    for stream, config in ((subjects.stream, task), (subjects.stream, signal), (subjects.timer_stream, wake)):
+        name = config["durable_name"]
+        answer = await jetstream_api(
+            connection,
+            f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}",
+            {"stream_name": stream, "config": config, "action": ""},
+            timeout=30,
+        )
+        _refuse(answer, f"the consumer {name}")
 
 
 def _code(answer: dict[str, Any]) -> int:

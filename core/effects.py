@@ -99,6 +99,15 @@ class Runtime(Protocol):
     def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
         """The result of an effect that stays in the process and takes no time."""
 
+    async def sleep(self, key: str, seconds: float) -> None:
+        """Return when the time is over. A long sleep ends this process's part in the run."""
+
+    async def signal(self, key: str, name: str, timeout: float | None) -> Any:
+        """The value of the next signal of this name. Raises TimeoutError."""
+
+    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
+        """Wait for one of the two above, for a program that runs in a thread."""
+
     def seed(self, key: str) -> int:
         """A number that is the same whenever this task comes to this place."""
 

@@ -12,8 +12,8 @@ from msgspec import Raw, Struct, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head", "KeyBound",
-    "LogOpened", "OutcomeReported", "Payload", "ProgramRegistered", "SignalSent", "TaskClaimed", "TaskCompleted",
-    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskSubmitted", "UnknownEvent",
+    "LogOpened", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed", "TaskCompleted",
+    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]
 
 
@@ -78,6 +78,33 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     error: str = ""
     arguments: list[str | int | float | bool | None] = field(default_factory=list)
     seconds: float = 0.0
+
+
+class TaskSleeping(Payload, frozen=True, kw_only=True):
+    """The task holds no process until `until` (seconds since the epoch), or until it gets the signal `signal`; `key` is
+    the place where it waits."""
+
+    key: str
+    until: float | None = None
+    signal: str = ""
+
+
+class TaskRetried(Payload, frozen=True, kw_only=True):
+    """The program raised, and its policy says to try again at `until`. `clean` forgets the effects so far."""
+
+    retry: int
+    type: str
+    message: str
+    until: float
+    clean: bool = False
+
+
+class SignalReceived(Payload, frozen=True, kw_only=True):
+    """A signal has reached its task's inbox. `position` is where its door message stands."""
+
+    name: str
+    position: int
+    value: Raw
 
 
 class TaskCompleted(Payload, frozen=True, kw_only=True):
@@ -170,7 +197,8 @@ class UnknownEvent(Payload, frozen=True, kw_only=True):
 PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
-        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, TaskClaimed, EffectRecorded, TaskCompleted, TaskFailed, TaskDuplicate,
+        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping, TaskRetried,
+        TaskCompleted, TaskFailed, TaskDuplicate,
         TaskDeadLettered, KeyBound, ProgramRegistered, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
     )
 }

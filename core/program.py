@@ -21,6 +21,7 @@ from dspex.core.definition import Definition, define
 from dspex.core.effects import ask_now, entered, here
 from dspex.core.errors import InvalidAssignment, InvalidInput, ProgramFailed
 from dspex.core.explain import explain, shown
+from dspex.core.retry import Retry
 from dspex.core.schema import Schema
 from dspex.core.signature import bus_name, check_limits, check_predict, is_abstract, schemas
 from dspex.core.space import Assignment, Space, canonical
@@ -62,6 +63,9 @@ class Program:
 
     attempts: ClassVar[int] = 3
     """Claims whose process may die before the task is set aside."""
+
+    retry: ClassVar[Retry | None] = None
+    """Whether and when a task is tried again after predict raised; None: an error is the end."""
 
     concurrency: ClassVar[int | None] = None
     """Tasks at once per agent; None is 64 for an async predict, 4 for a plain one."""
@@ -178,6 +182,24 @@ class Program:
         if inspect.isawaitable(result):
             result = await result
         return self.check_output(result)
+
+    def sleep(self, seconds: float) -> Any:
+        """Wait: `await self.sleep(3600)`, or plain in a plain predict. A long sleep holds no process, no slot and no
+        memory, and outlives restarts of everything."""
+        scope = here()
+        if scope is None:
+            return asyncio.sleep(seconds) if _in_event_loop() else time.sleep(seconds)
+        work = scope.runtime.sleep(scope.place("sleep"), seconds)
+        return work if _in_event_loop() else scope.runtime.wait_in_thread(work)
+
+    def signal(self, name: str, *, timeout: float | None = None) -> Any:
+        """Wait for somebody's word: `await self.signal("approval")` gives the value of the next signal of that name
+        that was sent to this task, now or before. Raises TimeoutError after `timeout` seconds, if given."""
+        scope = here()
+        if scope is None:
+            raise RuntimeError(f"nobody can send the signal {name!r}: this program runs outside of a system")
+        work = scope.runtime.signal(scope.place(f"signal.{name}"), name, timeout)
+        return work if _in_event_loop() else scope.runtime.wait_in_thread(work)
 
     def now(self) -> float:
         """The time, in seconds since the epoch. A recorded effect: a run that is resumed or replayed sees it again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from dspex.core.effects import Call, Diverged, begin, outcome_of
 from dspex.core.errors import DspexError, InvalidInput, ProgramFailed, TaskError
-from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed
+from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskRetried
 from dspex.core.program import Program
 from dspex.core.task import fold
 
@@ -52,8 +52,15 @@ async def replay(program: Program, events: Iterable[Event], task: str) -> Report
     state = fold(story)
     if state.input is None:
         raise InvalidInput(f"task {task} has no submission among its events")
-    records = [event.data for event in story if isinstance(event.data, EffectRecorded)]
-    runtime = _Lookup(records, task)
+    records: list[EffectRecorded] = []
+    life = 0
+    for event in story:
+        if isinstance(event.data, EffectRecorded):
+            records.append(event.data)
+        elif isinstance(event.data, TaskRetried) and event.data.clean:
+            records.clear()
+            life += 1
+    runtime = _Lookup(records, task, life)
     ended: bytes | TaskError | Diverged
     try:
         input = program.decode(bytes(state.input))
@@ -88,7 +95,8 @@ async def _run(program: Program, input: Any, runtime: _Lookup) -> bytes:
 class _Lookup:
     """The `Runtime` of a replay."""
 
-    def __init__(self, records: list[EffectRecorded], task: str) -> None:
+    def __init__(self, records: list[EffectRecorded], task: str, life: int) -> None:
+        self._life = life
         self._known = {record.key: record for record in records}
         self._task = task
         self._loop = asyncio.get_running_loop()
@@ -107,8 +115,24 @@ class _Lookup:
     def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
         return self._answer(call)
 
+    async def sleep(self, key: str, seconds: float) -> None:
+        self._wait("sleep", key)
+
+    async def signal(self, key: str, name: str, timeout: float | None) -> Any:
+        record = self._wait(f"signal.{name}", key)
+        if record.error:
+            raise TimeoutError(*record.arguments)
+        return msgspec.json.decode(record.result)
+
+    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(_awaited(work), self._loop).result()
+
+    def _wait(self, name: str, key: str) -> EffectRecorded:
+        """A wait is an effect like any other; in a task that has not ended, it may be where the record stops."""
+        return self._found(key, name, "")
+
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._task}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._task}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     def unasked(self) -> Difference | None:
         """The first record that nothing asked for."""
@@ -119,24 +143,31 @@ class _Lookup:
         return None
 
     def _answer(self, call: Call) -> Any:
-        record = self._known.get(call.key)
-        left = self._left.get(_branch(call.key), [])
+        return outcome_of(call, self._found(call.key, call.name, call.digest))
+
+    def _found(self, key: str, name: str, digest: str) -> EffectRecorded:
+        record = self._known.get(key)
+        left = self._left.get(_branch(key), [])
         if record is None:
-            self._part("added", call, None, call.name)
-        elif record.digest != call.digest:
-            elsewhere = any(self._known[key].digest == call.digest for key in left)
-            self._part("reordered" if elsewhere else "arguments", call, record.digest, call.digest)
-        elif not left or left[0] != call.key:
-            self._part("reordered", call, left[0] if left else None, call.key)
+            self._part("added", key, None, name)
+        elif record.digest != digest:
+            elsewhere = any(self._known[other].digest == digest for other in left)
+            self._part("reordered" if elsewhere else "arguments", key, record.digest, digest)
+        elif not left or left[0] != key:
+            self._part("reordered", key, left[0] if left else None, key)
         assert record is not None, "a place without a record has been reported"
         left.pop(0)
         self.asked += 1
-        return outcome_of(call, record)
+        return record
 
-    def _part(self, kind: str, call: Call, expected: Any, found: Any) -> None:
+    def _part(self, kind: str, key: str, expected: Any, found: Any) -> None:
         if self.difference is None:
-            self.difference = Difference(kind, call.key, expected, found, _where())
-        raise Diverged(kind, call.key, str(expected), str(found))
+            self.difference = Difference(kind, key, expected, found, _where())
+        raise Diverged(kind, key, str(expected), str(found))
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
 
 
 def _branch(key: str) -> str:

@@ -70,6 +70,19 @@ class Subjects:
         return f"{self.stream}_LEASE"
 
     @property
+    def timer_stream(self) -> str:
+        """The stream of timers and wakes; written by agents only."""
+        return f"{self.stream}_TIMER"
+
+    def timer(self, program: str, task: str) -> str:
+        """Where the one timer of a task stands."""
+        return f"{self.prefix}.timer.{program}.{task}"
+
+    def wake(self, program: str) -> str:
+        """What wakes sleeping tasks of a program."""
+        return f"{self.prefix}.wake.{program}"
+
+    @property
     def events(self) -> str:
         """Everything that happened, as a subject filter."""
         return f"{self.prefix}.event.>"

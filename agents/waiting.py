@@ -1,0 +1,149 @@
+"""Tasks that hold no process: put to sleep, woken by time or by a signal.
+
+The timer is set before the commit that says the task sleeps, and a signal is in the task's inbox before anybody looks
+whether the task waits for it. So whoever dies between two lines, the task is delivered again or woken once too often,
+never forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import Any
+
+import msgspec
+
+from dspex.agents.journal import events_for, head_of
+from dspex.bus.client import Client
+from dspex.bus.pull import ACK, Delivery
+from dspex.bus.wire import Message
+from dspex.core.codec import decode_commit, rfc3339
+from dspex.core.errors import ConnectionFailed, LogError
+from dspex.core.events import SignalReceived
+from dspex.core.ports import Appended, Entry, Log
+from dspex.core.subjects import Subjects, aggregate
+from dspex.core.task import TaskState, fold
+
+__all__ = ["Waiting", "Woken"]
+
+logger = logging.getLogger("dspex.agents")
+
+TRIES = 20
+
+
+class Woken(Delivery):
+    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement."""
+
+    def __init__(self, entry: Entry, wake: Delivery) -> None:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in entry.headers.items())
+        raw = f"NATS/1.0\r\n{fields}\r\n".encode() if fields else None
+        self.message = Message(entry.subject.encode(), wake.message.raw_reply, entry.body, raw)
+        self.position, self.delivered = entry.position, wake.delivered + 1
+        self._stored_at = entry.time
+
+    @property
+    def stored_at(self) -> float:
+        return self._stored_at
+
+
+class Waiting:
+    """What one agent does for the sleeping tasks of its program."""
+
+    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
+        self._client, self._log, self._subjects = client, log, subjects
+        self._program, self._source = program, source
+
+    # -- timers
+
+    async def arm(self, task: str, until: float) -> None:
+        """Have the task woken at `until`; a later call replaces an earlier one. Raises LogError."""
+        when = rfc3339(math.ceil(until))
+        headers = {
+            "Nats-Schedule": f"@at {when.partition('.')[0]}Z",
+            "Nats-Schedule-Target": self._subjects.wake(self._program),
+        }
+        await self._send(self._subjects.timer(self._program, task), task, headers)
+
+    async def wake(self, task: str) -> None:
+        """Have the task woken now. Raises LogError."""
+        await self._send(self._subjects.wake(self._program), task, None)
+
+    async def _send(self, subject: str, task: str, headers: dict[str, str] | None) -> None:
+        body = msgspec.json.encode({"task": task})
+        for _ in range(TRIES):
+            try:
+                reply = await self._client.request(subject, body, headers=headers)
+            except (ConnectionFailed, TimeoutError):
+                await asyncio.sleep(0.25)
+                continue
+            answer = msgspec.json.decode(reply.data) if reply.data else {"error": {"description": "no stream"}}
+            if "error" not in answer:
+                return
+            logger.debug("a timer was refused: %s", answer["error"])
+            await asyncio.sleep(0.25)
+        raise LogError(f"the timers' stream did not take {subject}")
+
+    async def woken(self, wake: Delivery) -> Woken | None:
+        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere."""
+        task = _named(wake.message.data).get("task")
+        entry = await self._log.entry(int(task)) if isinstance(task, str) and task.isdecimal() else None
+        if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
+            return None
+        state = await self.state(str(entry.position))
+        # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
+        # an agent that died after it had claimed it.
+        if state.ended or (wake.delivered == 1 and state.status != "sleeping"):
+            return None
+        return Woken(entry, wake)
+
+    async def state(self, task: str) -> TaskState:
+        """Where a task stands by its last commit."""
+        entry = await self._log.last(aggregate("task", self._program, task))
+        return fold(decode_commit(entry.body, entry.position)) if entry else TaskState()
+
+    # -- signals
+
+    async def received(self, task: str, name: str) -> list[SignalReceived]:
+        """The signals of a name in a task's inbox, oldest first."""
+        entries = await self._log.read(aggregate("inbox", self._program, task))
+        events = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
+        return [data for data in events if isinstance(data, SignalReceived) and data.name == name]
+
+    async def receive(self, delivery: Delivery) -> None:
+        """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
+        body = _named(delivery.message.data)
+        task, name = str(body.get("task", "")), body.get("name")
+        entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
+        known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
+        if known and isinstance(name, str):
+            state = await self.state(task)
+            if not state.ended:
+                value = msgspec.Raw(msgspec.json.encode(body.get("value")))
+                await self._file(task, SignalReceived(name=name, position=delivery.position, value=value))
+                state = await self.state(task)
+                if any(wait.signal == name for wait in state.waits):
+                    await self.wake(task)
+        else:
+            logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
+        self._client.respond(delivery.message, ACK)
+
+    async def _file(self, task: str, signal: SignalReceived) -> None:
+        """Append to the inbox, once however often the signal is delivered."""
+        inbox = aggregate("inbox", self._program, task)
+        for _ in range(TRIES):
+            head = await head_of(self._log, inbox)
+            if any(known.position == signal.position for known in await self.received(task, signal.name)):
+                return
+            events = events_for(inbox, head, [signal], source=self._source, correlation=task, causation=str(signal.position))
+            if isinstance(await self._log.append(inbox, events, head), Appended):
+                return
+        raise LogError(f"the inbox of task {task} changed {TRIES} times while a signal was put into it")
+
+
+def _named(body: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
