@@ -88,7 +88,10 @@ class Doors:
         wait = h.wait_of(request.headers)
         kind, name = task_id_of(request.data)
         task = await self._results.find(kind, name)
-        body, headers = await self._results.wait(task, wait)
+        try:
+            body, headers = await self._results.wait(task, wait)
+        except asyncio.CancelledError:  # this agent stops: say how things stand instead of nothing
+            body, headers = await self._results.wait(task, 0.0)
         request.respond(body, headers)
 
     def variables(self, request: Request) -> None:

@@ -79,7 +79,11 @@ class _Registrar:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_reader(self.link.fileno(), self._hear)
-        client = await Client.connect(self.spec.url, name=self.spec.name, wait=None, credentials=self.spec.credentials)
+        client = await Client.connect_unless(
+            self.stopping, self.spec.url, name=self.spec.name, credentials=self.spec.credentials
+        )
+        if client is None:
+            return self.status
         client.on_closed.append(lambda: os._exit(1))
         try:
             await self._serve(client)

@@ -144,6 +144,9 @@ class Watch:
             for run in list(worker.running.values()):
                 if run not in over and not run.abandoned:
                     self._client.respond(run.delivery.message, NAK)
+            if self._stand_in:
+                self._stand_in.stop()
+                await self._stand_in.finish(0.2)
             await self._client.flush()
         except (ConnectionFailed, LogError, AssertionError) as error:
             logger.warning("a run that is over its time could not be ended in the log: %s", error)

@@ -337,6 +337,7 @@ class Worker:
             return False
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"
+            run.claimed = True  # no other attempt begins
             await self._settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
             return False
         run.attempt = state.attempts + 1 if state.attempts else 2

@@ -87,6 +87,20 @@ class Client:
                 await asyncio.sleep(min(0.1 if wait is not None else 0.5, 0.5))
                 client._wire = Wire()
 
+    @classmethod
+    async def connect_unless(
+        cls, stopping: asyncio.Event, url: str, *, name: str = "dspex", credentials: str | None = None
+    ) -> Self | None:
+        """Connect, trying for ever; None when `stopping` is set first."""
+        connecting = asyncio.create_task(cls.connect(url, name=name, wait=None, credentials=credentials))
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({connecting, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if connecting.done():
+            return connecting.result()
+        connecting.cancel()
+        return None
+
     async def _open(self, credentials: str | None) -> None:
         wire = self._wire
         await wire.connect(

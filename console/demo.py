@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,25 @@ def demo(keep: bool, json_: bool, debug: bool) -> int:
     handwritten digits, kills an agent in the middle, counts in the log what became of every task, and replays one.
     Exit code 1 if anything was lost, done twice, or replayed differently.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, we still tidy up
-    return Options(json=json_, debug=debug).run(_Demo(json_, keep).play())
+    try:
+        return Options(json=json_, debug=debug).run(_tidily(_Demo(json_, keep).play()))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _tidily(work: Coroutine[Any, Any, int]) -> int:
+    """Run `work`; the first SIGINT or SIGTERM cancels it, and further ones don't break into its tidying up."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    told: list[bool] = []
+
+    def stop() -> None:
+        if not told:
+            told.append(task.cancel())
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return await task
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _fitted(widths: list[int], whole: list[bool]) -> list[int]:
     return widths
 
 
-_WHOLE_COLUMNS = {"state", "pid", "status"}
+_WHOLE_COLUMNS = {"state", "variable"}
 _STATES: dict[str, dict[str, Any]] = {
     state: style
     for states, style in (

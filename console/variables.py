@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from shutil import get_terminal_size
 from typing import Any
 
 import click
 
 from dspex.console.options import Options, common
 from dspex.console.programs import known, program_names
-from dspex.console.render import compact, dim, print_json, print_table
+from dspex.console.render import compact, dim, is_terminal, print_json, print_table
 
 __all__ = ["variables"]
+
+ROOMY = 110
 
 
 @click.command("vars", short_help="Show the values a program runs on.")
@@ -43,7 +46,10 @@ def variables(options: Options, program: str, verb: str) -> None:
         [path, compact(values.get(path)), "computed", f"from {', '.join(inputs)}", ""]
         for path, inputs in space.get("computed", {}).items()
     ]
-    print_table(["variable", "value", "may be", "active", "what it is"], rows)
+    names = ["variable", "value", "may be", "active", "what it is"]
+    # In a narrow terminal there is no room for words, and half a word helps nobody.
+    shown = len(names) if not is_terminal() or get_terminal_size().columns >= ROOMY else len(names) - 1
+    print_table(names[:shown], [row[:shown] for row in rows])
     for rule in space.get("constraints", ()):
         click.echo(f"{', '.join(rule['paths'])}: {rule['message'] or 'a rule between them must hold'}")
     click.echo(dim(f"\n{program}, version {found['version']}, assignment {found['assignment']}"))
@@ -58,7 +64,7 @@ def _range(about: dict[str, Any]) -> str:
         if about.get("step") not in (None, 1):
             text += f" by {about['step']:g}"
         return text + (", log" if about.get("log") else "")
-    return {"bool": "true, false", "text": "text"}.get(about["kind"], str(about["kind"]))
+    return {"boolean": "true, false"}.get(about["kind"], str(about["kind"]))
 
 
 def _condition(about: dict[str, Any]) -> str:

@@ -23,8 +23,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 2.0
 """A request that comes while the stream has no leader is never answered: ask again soon, then less often."""
 
 _SERVER_FIELDS = frozenset(
-    f"Nats-{field}"
-    for field in ("Stream", "Subject", "Sequence", "Time-Stamp", "Num-Pending", "Last-Sequence")
+    f"Nats-{field}" for field in ("Stream", "Subject", "Sequence", "Time-Stamp", "Num-Pending", "Last-Sequence")
 ) | {EXPECTED}
 _encode = msgspec.json.Encoder().encode
 
@@ -96,9 +95,7 @@ class Api:
         """An API request that may be repeated freely. LogError when refused or not answered."""
         return await self._request(f"$JS.API.{verb}", what, decode, None)
 
-    async def _request(
-        self, subject: str, what: object, decode: Callable[[bytes], A], deadline: float | None
-    ) -> A:
+    async def _request(self, subject: str, what: object, decode: Callable[[bytes], A], deadline: float | None) -> A:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.patience if deadline is None else deadline
         body = _encode(what)

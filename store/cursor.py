@@ -119,9 +119,7 @@ class Cursor:
         if self._subject is not None:
             config["filter_subject"] = self._subject
         request = {"stream_name": self._api.stream, "config": config, "action": ""}
-        created = await self._api.request(
-            f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created
-        )
+        created = await self._api.request(f"CONSUMER.CREATE.{self._api.stream}.{name}", request, _decode_created)
         self._consumer, self._pending = name, created.num_pending
         # An inbox of its own: what is said of the consumer before must not be taken for news of this one.
         self._reply = f"{self._inbox}.{secrets.token_hex(11)}"

@@ -219,9 +219,7 @@ class JetStreamLog:
             if (last.position if last is not None else 0) != expected.position:
                 return Conflict(head_of(last.body, last.position) if last is not None else Head())
             if loop.time() > deadline:
-                raise LogError(
-                    f"the log did not confirm an append to {subject} within {self._api.patience:.0f} s"
-                )
+                raise LogError(f"the log did not confirm an append to {subject} within {self._api.patience:.0f} s")
             await asyncio.sleep(nap)
             nap = min(nap * 2, LONGEST_NAP)
             ack = await self._try(subject, body, expected.position)
@@ -257,18 +255,12 @@ class JetStreamLog:
                 return
             headers = message.headers
             position = int(headers.get("Nats-Sequence", 0))
-            if (
-                message.status
-                or headers.get("Nats-Subject") != subject
-                or (found and position <= found[-1].position)
-            ):
+            if message.status or headers.get("Nats-Subject") != subject or (found and position <= found[-1].position):
                 ended.set_result(None)
                 return
             time = microseconds(microseconds_of(headers["Nats-Time-Stamp"]))
             kept = without_server_fields(headers)
-            found.append(
-                Entry(position=position, time=time, subject=subject, body=message.data, headers=kept)
-            )
+            found.append(Entry(position=position, time=time, subject=subject, body=message.data, headers=kept))
             if position >= until:
                 ended.set_result(None)
 

@@ -127,9 +127,7 @@ class MemoryLog:
 
     def _write(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
         now = microseconds(time.time_ns() // 1000)
-        entry = Entry(
-            position=len(self._entries) + 1, time=now, subject=subject, body=bytes(body), headers=headers
-        )
+        entry = Entry(position=len(self._entries) + 1, time=now, subject=subject, body=bytes(body), headers=headers)
         self._entries.append(entry)
         self._of.setdefault(subject, []).append(entry)
         grown, self._grown = self._grown, asyncio.Event()

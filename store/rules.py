@@ -42,9 +42,7 @@ def commit_body(aggregate: str, events: Sequence[Event], expected: Head, limit: 
         version += 1
         if event.version != version or event.aggregate != aggregate:
             parse_aggregate(aggregate)
-            raise ValueError(
-                f"{event.id} cannot be version {version} of {aggregate}, whose head is {expected.version}"
-            )
+            raise ValueError(f"{event.id} cannot be version {version} of {aggregate}, whose head is {expected.version}")
     if expected.version == 0:
         parse_aggregate(aggregate)
     body = encode_commit(events)
@@ -63,9 +61,7 @@ def door_size(subjects: Subjects, subject: str, body: bytes, headers: Mapping[st
         size += 12
         for name, value in headers.items():
             if not name or ":" in name or not name.isprintable() or "\r" in value or "\n" in value:
-                raise ValueError(
-                    f"the header {name!r}: {value!r} cannot travel; no line breaks, no colon in the name"
-                )
+                raise ValueError(f"the header {name!r}: {value!r} cannot travel; no line breaks, no colon in the name")
             size += len(name.encode()) + len(value.encode()) + 4
     if size > limit:
         raise refuse_size(size, limit)
@@ -96,9 +92,7 @@ def subject_filter(pattern: str) -> Callable[[str], bool]:
     if none."""
     want = pattern.split(".")
     if not all(want) or any(c.isspace() for c in pattern) or ">" in want[:-1]:
-        raise ValueError(
-            f"{pattern!r} is not a subject filter: tokens with dots between, * for one, > for the rest"
-        )
+        raise ValueError(f"{pattern!r} is not a subject filter: tokens with dots between, * for one, > for the rest")
     rest = want[-1] == ">"
     if not rest and "*" not in want:
         return pattern.__eq__

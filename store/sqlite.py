@@ -45,8 +45,7 @@ _SCHEMA = (
 _INSERT = "INSERT INTO log (position, time, subject, version, headers, body) VALUES (?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT position, time, subject, version, headers, body FROM log"
 _HEADS = (
-    "SELECT subject, version, MAX(position) FROM log"
-    " WHERE subject IN (SELECT value FROM json_each(?)) GROUP BY subject"
+    "SELECT subject, version, MAX(position) FROM log WHERE subject IN (SELECT value FROM json_each(?)) GROUP BY subject"
 )
 _BATCH = 2000
 _WAITING = 10_000
@@ -120,9 +119,7 @@ class SqliteLog:
                 raise LogError(f"there is no log at {path}")
             opened.append(await aiosqlite.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None))
             await opened[-1].execute("PRAGMA busy_timeout = 5000")
-            log = cls(
-                path, None if readonly else opened[0], opened[-1], lock, subjects or Subjects(), max_payload
-            )
+            log = cls(path, None if readonly else opened[0], opened[-1], lock, subjects or Subjects(), max_payload)
             await log._begin()
         except BaseException as error:
             for connection in opened:
@@ -152,9 +149,7 @@ class SqliteLog:
 
     async def read(self, aggregate: str) -> list[Entry]:
         """All commits of an aggregate, oldest first; never stale."""
-        rows = await self._rows(
-            f"{_SELECT} WHERE subject = ? ORDER BY position", (self._subjects.event(aggregate),)
-        )
+        rows = await self._rows(f"{_SELECT} WHERE subject = ? ORDER BY position", (self._subjects.event(aggregate),))
         return [_entry(row) for row in rows]
 
     async def last(self, aggregate: str) -> Entry | None:
@@ -179,9 +174,7 @@ class SqliteLog:
         size = 0
         while len(found) < limit and size < SCAN_BYTES:
             want = min(limit - len(found), 256)
-            rows = await self._rows(
-                f"{_SELECT} WHERE {where} ORDER BY position LIMIT ?", (after, *more, want)
-            )
+            rows = await self._rows(f"{_SELECT} WHERE {where} ORDER BY position LIMIT ?", (after, *more, want))
             for row in rows:
                 if matches is None or matches(row[2]):
                     found.append(_entry(row))
@@ -341,10 +334,7 @@ class SqliteLog:
             if write.expected is not None:
                 head = heads.get(write.subject) or self._heads.get(write.subject, _NO_HEAD)
                 if head != write.expected:
-                    again = (
-                        head.version == write.version
-                        and await _body(writer, bodies, head.position) == write.body
-                    )
+                    again = head.version == write.version and await _body(writer, bodies, head.position) == write.body
                     results.append(Appended(head) if again else Conflict(head))
                     continue
             position += 1
@@ -373,9 +363,7 @@ class SqliteLog:
         unknown = {w.subject for w in batch if w.expected is not None and w.subject not in self._heads}
         if unknown:
             self._heads.update(dict.fromkeys(unknown, _NO_HEAD))
-            for subject, version, position in await writer.execute_fetchall(
-                _HEADS, (_encode(list(unknown)).decode(),)
-            ):
+            for subject, version, position in await writer.execute_fetchall(_HEADS, (_encode(list(unknown)).decode(),)):
                 self._heads[subject] = Head(version, position)
 
 

@@ -131,7 +131,7 @@ def test_the_client_in_python_works(page: Path, up: Up) -> None:
 def test_the_client_in_javascript_works(page: Path, up: Up) -> None:
     if not NODE_MODULES.is_dir() or not shutil.which("node"):
         assert not os.environ.get("DSPEX_REQUIRE_NODE"), "node and its packages are required here"
-        pytest.skip("no node, or no packages: npm ci --prefix tests/e2e/js")
+        pytest.skip("no node, or no packages: npm install --prefix tests/e2e/js")
     link = up.folder / "node_modules"
     if not link.exists():
         link.symlink_to(NODE_MODULES)

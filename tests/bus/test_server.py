@@ -232,9 +232,7 @@ _PARENT = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PDEATHSIG is Linux's")
 @pytest.mark.parametrize("by", ["main", "thread"])
-def test_it_does_not_outlive_its_parent_and_the_folder_is_free_then(
-    tmp_path: Path, servers: Make, by: str
-) -> None:
+def test_it_does_not_outlive_its_parent_and_the_folder_is_free_then(tmp_path: Path, servers: Make, by: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_PARENT), str(tmp_path / "nats"), by], stdout=subprocess.PIPE
     )

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 from tests.console.shells import Shell, until
 
@@ -26,7 +27,9 @@ def test_the_demo_loses_nothing_and_cleans_up(shell: Shell) -> None:
 
 
 def test_the_story_ends_with_lines_that_work_while_it_is_kept(shell: Shell) -> None:
-    process = shell.start("demo", "--keep")
+    temporary = shell.folder / "tmp"
+    temporary.mkdir()
+    process = shell.start("demo", "--keep", TMPDIR=str(temporary))
     assert process.stdout is not None
     story = []
     while not story or "Ctrl-C" not in story[-1]:
@@ -44,10 +47,13 @@ def test_the_story_ends_with_lines_that_work_while_it_is_kept(shell: Shell) -> N
     reply = shell("ask", "qabot", "question=What is a commit?", "--nats", url)
     assert "answer" in reply.json["output"]
     pids = [row["pid"] for row in shell("ps", "--nats", url, "--json").lines]
-    process.send_signal(signal.SIGTERM)
+    for _ in range(3):  # more than once, as `timeout` and impatient people do
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
     until(lambda: not any(_runs(pid) for pid in pids))
+    assert list(temporary.iterdir()) == []
 
 
 def _runs(pid: int) -> bool:

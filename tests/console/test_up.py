@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -179,3 +180,12 @@ def test_the_example_body_is_the_smallest_that_the_schema_admits() -> None:
     body = example_of(Sample.describe().input_schema)
     assert "left_out" not in body
     Sample.Input.decode(json.dumps(body).encode())
+
+
+def test_a_server_that_does_not_answer_is_waited_for_and_ctrl_c_still_ends_it(shell: Shell) -> None:
+    process = shell.start("up", "echo.py", "--nats", "nats://127.0.0.1:1", "--json")
+    assert process.stderr is not None
+    assert "no NATS server answers at nats://127.0.0.1:1" in process.stderr.readline()
+    started = time.monotonic()
+    assert stop(process)[:2] == (0, "")
+    assert time.monotonic() - started < 5

@@ -124,9 +124,7 @@ class LogContract:
         assert len(set(map(repr, results))) == 1 and isinstance(results[0], Appended)
         assert len(await log.read(TASK)) == 2
 
-    async def test_the_same_append_after_reopening_gives_the_same_answer(
-        self, place: Place, log: Log
-    ) -> None:
+    async def test_the_same_append_after_reopening_gives_the_same_answer(self, place: Place, log: Log) -> None:
         first = await log.append(TASK, commit(TASK), Head())
         await log.close()
         log = await place.open()
@@ -160,16 +158,12 @@ class LogContract:
         ],
         ids=["none", "too high", "too low", "a hole", "twice", "another aggregate"],
     )
-    async def test_events_that_do_not_follow_are_refused(
-        self, log: Log, events: list[Event], expected: Head
-    ) -> None:
+    async def test_events_that_do_not_follow_are_refused(self, log: Log, events: list[Event], expected: Head) -> None:
         with pytest.raises(ValueError, match=TASK):
             await log.append(TASK, events, expected)
         assert await log.head() == 0
 
-    @pytest.mark.parametrize(
-        "name", ["task", "task.qabot", "task.qa bot.1", "task.qabot.*", "task.qabot.1.2", ""]
-    )
+    @pytest.mark.parametrize("name", ["task", "task.qabot", "task.qa bot.1", "task.qabot.*", "task.qabot.1.2", ""])
     async def test_what_is_no_aggregate_is_refused(self, log: Log, name: str) -> None:
         with pytest.raises(ValueError):
             await log.append(name, commit(name), Head())
@@ -393,9 +387,7 @@ class LogContract:
         assert [entry.body for entry in await log.scan(0)] == bodies
         assert [e.body if (e := await log.entry(i)) else None for i in range(1, 6)] == bodies
 
-    async def test_headers_that_look_like_the_servers_own_deceive_nobody(
-        self, log: Log, place: Place
-    ) -> None:
+    async def test_headers_that_look_like_the_servers_own_deceive_nobody(self, log: Log, place: Place) -> None:
         """A client may put anything into a header; what an entry is comes from where it stands."""
         forged = {"Nats-Subject": place.subjects.event(TASK), "Nats-Sequence": "999", "Nats-Stream": "OTHER"}
         forged |= {"Nats-Time-Stamp": "2001-01-01T00:00:00Z", "Nats-Num-Pending": "0"}
@@ -411,9 +403,7 @@ class LogContract:
             assert entry.time > 1.7e9
         assert len(await log.read(TASK)) == 2
 
-    @pytest.mark.parametrize(
-        "subject", ["event.task.qabot.1", "ask.qabot", "task", "task.*", "task.>", "task.a b"]
-    )
+    @pytest.mark.parametrize("subject", ["event.task.qabot.1", "ask.qabot", "task", "task.*", "task.>", "task.a b"])
     async def test_what_is_no_stored_door_is_refused(self, log: Log, place: Place, subject: str) -> None:
         with pytest.raises(ValueError):
             await log.store(f"{place.subjects.prefix}.{subject}", b"{}", {})
@@ -441,9 +431,7 @@ class LogContract:
         again = await log.append(TASK, commit(TASK, mark="x" * room), Head())
         assert again == result
 
-    async def test_what_is_over_the_limit_is_refused_and_the_log_goes_on(
-        self, log: Log, place: Place
-    ) -> None:
+    async def test_what_is_over_the_limit_is_refused_and_the_log_goes_on(self, log: Log, place: Place) -> None:
         limit = f"{self.limit:,}"[:3]
         with pytest.raises(LogError, match=rf"8,\d\d\d,\d\d\d bytes .*{limit}"):
             await log.append(TASK, commit(TASK, mark="x" * self.limit), Head())

@@ -153,6 +153,18 @@ class Plain:
             await self.nc.request(f"dspex.result.{program}", str(task).encode(), timeout=timeout, headers=headers)
         )
 
+    async def final(self, program: str, task: object, patience: float = 60.0) -> Reply:
+        """The result, asked for again when the agent that was to answer has died or is not done."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                reply = await self.result(program, task, wait="2", timeout=4)
+                if reply.code not in (202, 503):
+                    return reply
+            except WRONG:
+                await asyncio.sleep(0.05)
+            assert time.monotonic() < deadline, f"no result of task {task}"
+
     async def read(self, verb: str = "read", **query: object) -> dict[str, Any]:
         """One page of the portable reader."""
         reply = Reply(await self.nc.request(f"dspex.log.{verb}", _bytes(query), timeout=30))

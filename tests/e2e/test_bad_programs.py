@@ -92,7 +92,7 @@ async def test_a_deadline_ends_a_task_before_the_programs_own_timeout(plain: Pla
 @KIND
 async def test_one_that_exits_the_process_is_set_aside_after_its_attempts(plain: Plain, program: str) -> None:
     task = await plain.submit(program, {"do": "exit"})
-    reply = await plain.result(program, task, timeout=60)
+    reply = await plain.final(program, task)
     assert reply.code == 500 and reply.error["type"] == "TaskDeadLettered"
     story = await plain.until_ended(program, [task])
     assert story.types(f"task.{program}.{task}") == ["TaskClaimed", "TaskClaimed", "TaskDeadLettered"]
@@ -125,7 +125,7 @@ async def test_one_that_blocks_the_event_loop_ends_and_its_process_is_replaced(
     others = [await plain.submit("work", {"text": "other"}) for _ in range(20)]
     story = await plain.until_ended("work", others)
     assert task not in story.endings("work"), "the others had to wait for it"
-    reply = await plain.result("work", task)
+    reply = await plain.final("work", task)
     assert reply.code == 408 and reply.error["type"] == "DeadlineExceeded"
     data = (await plain.until_ended("work", [task])).events(f"task.work.{task}")[-1]["data"]
     assert "programs.py" in data["detail"]
@@ -147,7 +147,7 @@ async def test_asks_are_answered_by_others_while_one_agent_is_blocked(plain: Pla
     await asyncio.sleep(1.5)  # the loop counts as blocked after a second
     answers = await asyncio.gather(*(plain.ask("work", {"text": "x"}, timeout=20) for _ in range(20)))
     assert all(answer.json["text"] == "x" for answer in answers)
-    assert (await plain.result("work", task)).code == 408
+    assert (await plain.final("work", task)).code == 408
 
 
 @pytest.mark.parametrize(("program", "do"), [("work", "stubborn"), ("thread", "never")])

@@ -64,23 +64,17 @@ class Wire:
 
     def __init__(self, inner: Connection) -> None:
         self.inner = inner
-        self.spoil_call: (
-            Callable[[str, Callable[[], Awaitable[Message]]], Awaitable[Message] | None] | None
-        ) = None
+        self.spoil_call: Callable[[str, Callable[[], Awaitable[Message]]], Awaitable[Message] | None] | None = None
         self.spoil_handler: Callable[[Callable[[Message], None]], Callable[[Message], None]] | None = None
 
     @property
     def max_payload(self) -> int:
         return self.inner.max_payload
 
-    def publish(
-        self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
+    def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
         self.inner.publish(subject, data, reply=reply, headers=headers)
 
-    def call(
-        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
-    ) -> Awaitable[Message]:
+    def call(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Awaitable[Message]:
         def send() -> Awaitable[Message]:
             return self.inner.call(subject, data, headers=headers)
 
@@ -99,9 +93,7 @@ class Wire:
 
 
 @asynccontextmanager
-async def opened(
-    server: Server, patience: float = 30.0
-) -> AsyncIterator[tuple[JetStreamLog, Wire, Subjects]]:
+async def opened(server: Server, patience: float = 30.0) -> AsyncIterator[tuple[JetStreamLog, Wire, Subjects]]:
     subjects = Subjects(f"t{next(_numbers)}")
     async with await Client.connect(server.url, name="tests") as client:
         wire = Wire(client)
@@ -197,9 +189,7 @@ async def test_what_the_stream_refuses_is_said_at_once(shared_server: Server) ->
             await log.store(subjects.door("task", "qabot"), b"x" * 600, {})
 
 
-async def test_a_server_that_is_gone_is_a_log_error_in_the_end(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_is_gone_is_a_log_error_in_the_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dspex.bus.client.CALL_TIMEOUT", 0.3)
     async with opened(server, patience=0.3) as (log, wire, subjects):
         head = await put(log, TASK)
@@ -348,9 +338,7 @@ async def test_readers_leave_no_consumer_behind(shared_server: Server) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_reader_that_is_sent_nothing_says_so(
-    shared_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_that_is_sent_nothing_says_so(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a permission is missing: the server tells the connection, not the one who waits."""
     monkeypatch.setattr("dspex.store.cursor._SILENCE", 0.1)
     async with opened(shared_server, patience=0.25) as (log, wire, _):

@@ -76,9 +76,7 @@ async def run(kind: Literal["memory", "sqlite"], operations: list[tuple[Any, ...
     for what, *arguments in operations:
         if what == "append":
             name, count, where, mark = arguments
-            expected = {"head": model.heads[name][-1], "start": Head(), "old": model.heads[name][-2:][0]}.get(
-                where
-            )
+            expected = {"head": model.heads[name][-1], "start": Head(), "old": model.heads[name][-2:][0]}.get(where)
             if expected is None:
                 expected, count, mark = repeats.get(name, (Head(), count, mark))
             repeats[name] = (expected, count, mark)

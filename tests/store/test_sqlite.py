@@ -81,9 +81,7 @@ async def test_a_second_writer_is_refused_with_the_holders_pid(path: Path, log: 
 def test_a_second_writer_process_is_refused(path: Path) -> None:
     async def main() -> None:
         log = await SqliteLog.open(path)
-        code = (
-            f"import asyncio; from dspex.store import SqliteLog; asyncio.run(SqliteLog.open({str(path)!r}))"
-        )
+        code = f"import asyncio; from dspex.store import SqliteLog; asyncio.run(SqliteLog.open({str(path)!r}))"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "LogError" in other.stderr and "already open for writing" in other.stderr
         await put(log, TASK)
@@ -247,9 +245,7 @@ _WRITER = """
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
-async def test_kill_9_loses_nothing_acknowledged_and_leaves_no_half_commit(
-    path: Path, durability: Durability
-) -> None:
+async def test_kill_9_loses_nothing_acknowledged_and_leaves_no_half_commit(path: Path, durability: Durability) -> None:
     acknowledged: dict[str, Head] = {}
     for round_ in range(3):
         target = path.with_name(f"log{round_}.db")
