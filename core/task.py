@@ -21,12 +21,12 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate"})
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """Where a task stands after some of its events. `head` is where the aggregate stands; `lost` counts the attempts
-    since the last one that came to an end or went to sleep; `waits` is what a sleeping task waits for."""
+    """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
+    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for."""
 
     status: Status = "submitted"
     attempts: int = 0
-    lost: int = 0
+    rested: int = 0
     retries: int = 0
     waits: tuple[TaskSleeping, ...] = ()
     agent: str = ""
@@ -60,13 +60,13 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, input=input)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment):
             return replace(
-                state, status="running", attempts=attempt, lost=state.lost + 1, agent=agent, assignment=assignment,
+                state, status="running", attempts=attempt, agent=agent, assignment=assignment,
                 waits=(),
             )  # fmt: skip
         case TaskSleeping():
-            return replace(state, status="sleeping", lost=0, waits=(*state.waits, event.data))
+            return replace(state, status="sleeping", rested=state.attempts, waits=(*state.waits, event.data))
         case TaskRetried(retry=retry):
-            return replace(state, status="sleeping", lost=0, retries=retry)
+            return replace(state, status="sleeping", rested=state.attempts, retries=retry)
         case TaskCompleted(output=output, seconds=seconds):
             return replace(state, status="completed", output=output, seconds=seconds)
         case TaskFailed(code=code, type=kind, message=message, seconds=seconds):
@@ -84,4 +84,4 @@ def may_attempt(state: TaskState, limit: int) -> bool:
 
     An attempt that died before it wrote anything is not in the log, so the first claim seen counts as the second try.
     """
-    return not state.ended and state.lost < limit
+    return not state.ended and state.attempts - state.rested < limit
