@@ -15,7 +15,7 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
-from dspex.core.codec import encode_event, events_of, rfc3339
+from dspex.core.codec import NOT_JSON, encode_event, events_of, rfc3339
 from dspex.core.errors import InvalidInput, LogCorrupt, NotFound
 from dspex.core.events import Event, OutcomeReported, SignalSent, TaskSubmitted, UnknownEvent
 from dspex.core.ports import Entry, Log
@@ -27,7 +27,8 @@ MAX_REPLY = 768 << 10
 ENVELOPE = 64 << 10
 """Bytes kept free beside the events of a reply."""
 MAX_OUTCOMES = 10_000
-POLL = 2.0
+SOON, POLL = 0.005, 2.0
+"""Seconds until a tail looks again: after a hint, which comes before the log has what it announces, and without one."""
 
 
 class _Query(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,6 +59,7 @@ class Reader:
         until = loop.time() + h.wait_of(request.headers)
         changed = asyncio.Event()
         hint = self._client.subscribe(f"{self._subjects.prefix}.*.>", lambda _: changed.set())
+        pause = POLL
         try:
             while True:
                 changed.clear()
@@ -66,9 +68,10 @@ class Reader:
                     request.respond(page)
                     return
                 try:
-                    await asyncio.wait_for(changed.wait(), min(POLL, max(until - loop.time(), 0.01)))
+                    await asyncio.wait_for(changed.wait(), min(pause, max(until - loop.time(), 0.01)))
+                    pause = SOON
                 except TimeoutError:
-                    continue
+                    pause = min(2 * pause, POLL)
         finally:
             hint.close()
 
@@ -157,7 +160,7 @@ class Reader:
 def _query(body: bytes) -> _Query:
     try:
         query = msgspec.json.decode(body or b"{}", type=_Query)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise InvalidInput(f"the query is not understood: {error}") from None
     if query.after < 0 or not 1 <= query.limit <= 1000:
         raise InvalidInput(f"after {query.after} and limit {query.limit}: after is 0 or more, limit 1 to 1,000")
@@ -167,7 +170,7 @@ def _query(body: bytes) -> _Query:
 def _names(body: bytes, task: str) -> bool:
     try:
         named = msgspec.json.decode(body).get("task")
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+    except (*NOT_JSON, AttributeError):
         return False
     return str(named) == task
 

@@ -25,7 +25,7 @@ from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
-from dspex.core.codec import decode_commit
+from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Conflict, DspexError, InvalidInput, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
@@ -151,7 +151,7 @@ class _Registrar:
     def _take(self, request: Request) -> None:
         try:
             wanted = msgspec.json.decode(request.data, type=_Registration)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise InvalidInput(f"the registration is not understood: {error}") from None
         if not valid_token(wanted.registration.program):
             raise InvalidInput(f"{wanted.registration.program[:80]!r} cannot be a program's name")

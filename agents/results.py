@@ -9,7 +9,7 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.core import headers as h
-from dspex.core.codec import decode_commit
+from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import InvalidInput, NotFound, task_error
 from dspex.core.events import KeyBound
 from dspex.core.ports import Log
@@ -19,8 +19,9 @@ from dspex.agents.keys import key_aggregate
 
 __all__ = ["Results", "answer_of", "task_id_of"]
 
-POLL = 2.0
-"""Seconds after which a waiter reads again although no hint came: hints are core messages and may be missed."""
+SOON, POLL = 0.005, 2.0
+"""Seconds after which a waiter reads again: soon after a hint, which comes before the log has what it announces; and
+although no hint came, for hints are core messages and may be missed."""
 
 
 def task_id_of(body: bytes) -> tuple[str, str]:
@@ -30,7 +31,7 @@ def task_id_of(body: bytes) -> tuple[str, str]:
     """
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         value = body.decode("utf-8", "backslashreplace").strip()
     if isinstance(value, dict) and len(value) == 1:
         (kind, value), = value.items()
@@ -84,6 +85,7 @@ class Results:
         """The answer of a task, waited for at most `seconds`; then code 202 with the state."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
+        pause = POLL
         while True:
             changed = asyncio.Event()
             hint = self._client.subscribe(
@@ -103,11 +105,11 @@ class Results:
                     if left <= 0:
                         return _not_yet(task, state)
                     try:
-                        await asyncio.wait_for(changed.wait(), min(left, POLL))
+                        await asyncio.wait_for(changed.wait(), min(left, pause))
+                        pause = SOON
                     except TimeoutError:
-                        continue
-                    finally:
-                        changed.clear()
+                        pause = min(2 * pause, POLL)
+                    changed.clear()
             finally:
                 hint.close()
             task = state.of

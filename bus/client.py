@@ -79,6 +79,7 @@ class Client:
                 await client._open(credentials)
                 return client
             except (OSError, NatsError, asyncio.TimeoutError, ValueError) as error:
+                client._wire.abandon()
                 away = time.monotonic() - started
                 sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
                 if wait is not None and away >= wait:

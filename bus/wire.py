@@ -223,6 +223,11 @@ class Wire(NatsClient):
         if self._status == NatsClient.CONNECTED and queue is not None and queue.empty():
             queue.put_nowait(self._loop.create_future())
 
+    def abandon(self) -> None:
+        """Close the socket of an attempt to connect that failed; the library leaves it open."""
+        if self._transport is not None:
+            self._transport.close()
+
     def cut(self) -> None:
         """Break the connection. For another thread, while ours does not run: everything else here is not for threads."""
         writer = getattr(self._transport, "_io_writer", None)

@@ -81,7 +81,7 @@ class Folder:
     def _own_name(self) -> str:
         """Four hex digits that tell this system's agents from those of others on the same server."""
         file = self.path / "name"
-        if file.exists() and re.fullmatch(r"[0-9a-f]{4}", name := file.read_text().strip()):
+        if file.exists() and re.fullmatch(r"[0-9a-f]{4}", name := file.read_text(errors="replace").strip()):
             return name
         name = secrets.token_hex(2)
         file.write_text(name)

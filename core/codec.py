@@ -7,7 +7,7 @@ Our profile of CloudEvents 1.0 (JSON Batch Format): ids are strings, `aggregate`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from dspex.core.events import (
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
 
-__all__ = ["UPCASTERS", "decode_commit", "encode_commit", "encode_event", "events_of", "rfc3339"]
+__all__ = ["NOT_JSON", "UPCASTERS", "decode_commit", "encode_commit", "encode_event", "events_of", "rfc3339"]
 
 UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From (type, schema) as stored to the data of schema + 1."""
@@ -39,6 +39,9 @@ class _Stored(Struct, kw_only=True):
     dataschema: str
     data: Raw
 
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises on bytes from strangers."""
 
 _TIME = re.compile(r"[0-9T:.Z+-]{1,40}")
 _encode = msgspec.json.Encoder().encode
@@ -132,10 +135,10 @@ def events_of(entry: Entry, subjects: Subjects) -> list[Event]:
         return events
     kind, program = door
     body = _json_or_null(entry.body)
+    headers = _ours(entry.headers)
     data: Payload
     if kind == "task":
-        shown = {name: value for name, value in entry.headers.items() if name.startswith(("Dspex-", "traceparent"))}
-        data = TaskSubmitted(program=program, input=body, headers=shown)
+        data = TaskSubmitted(program=program, input=body, headers=headers)
     elif kind == "outcome":
         data = OutcomeReported(program=program, outcome=body)
     else:
@@ -144,16 +147,23 @@ def events_of(entry: Entry, subjects: Subjects) -> list[Event]:
     return [
         Event(
             aggregate=f"{kind}.{program}.{position}", version=0, time=rfc3339(entry.time),
-            source=entry.headers.get("Dspex-Actor", "door"), position=entry.position,
-            correlation=entry.headers.get("Dspex-Correlation", position),
-            causation=entry.headers.get("Dspex-Causation", position), data=data,
+            source=headers.get("Dspex-Actor", "door"), position=entry.position,
+            correlation=headers.get("Dspex-Correlation", position),
+            causation=headers.get("Dspex-Causation", position), data=data,
         )
     ]  # fmt: skip
+
+
+def _ours(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that mean something to us, in the case we write them in: some clients change it."""
+    named = ((name.lower(), value) for name, value in headers.items())
+    ours = ((name, value) for name, value in named if name.startswith(("dspex-", "trace")))
+    return {name.title() if name.startswith("dspex-") else name: value for name, value in ours}
 
 
 def _json_or_null(body: bytes) -> Raw:
     try:
         msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return Raw(b"null")
     return Raw(body)

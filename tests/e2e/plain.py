@@ -171,16 +171,17 @@ class Plain:
         assert reply.code is None, reply.error
         return reply.json
 
-    async def discover(self, verb: str, settle: float = 0.5) -> list[dict[str, Any]]:
-        """Every answer to a discovery request, until none has come for `settle` seconds."""
+    async def discover(self, verb: str, settle: float = 0.5, enough: int = 1000) -> list[dict[str, Any]]:
+        """Every answer to a discovery request, until there are `enough` or none has come for `settle` seconds."""
         inbox = self.nc.new_inbox()
         subscription = await self.nc.subscribe(inbox)
         await self.nc.publish(f"$SRV.{verb}", b"", reply=inbox)
         answers = []
         try:
-            while True:
+            while len(answers) < enough:
                 message = await subscription.next_msg(timeout=settle)
                 answers.append(json.loads(message.data))
+            return answers
         except NatsError:
             return answers
         finally:

@@ -21,13 +21,13 @@ PROGRAMS = HERE / "programs.py"
 class Running:
     """`plans` are pairs of an app and how many agents serve it; an app without a path is in `programs.py`."""
 
-    def __init__(self, data: Path, *plans: tuple[str, int], **options: Any) -> None:
+    def __init__(self, data: Path, *plans: tuple[str, int], words: Path | None = None, **options: Any) -> None:
         apps = [(app if ".py" in app else f"{PROGRAMS}:{app}", agents) for app, agents in plans]
         self.data = data
         self.spec = {"plans": apps, "data": str(data), "durability": "process", **options}
         self.events: list[dict[str, Any]] = []
         self.process: subprocess.Popen[str] | None = None
-        self._words = data.parent / f"{data.name}.stderr"
+        self._words = words or data.parent / f"{data.name}.stderr"
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
 
@@ -160,9 +160,15 @@ class Running:
         return found
 
     async def agents(self, plain: Plain, program: str) -> dict[str, int]:
-        """Name to pid of the agents that answer."""
-        answers = await plain.discover("STATS")
-        return {a["id"]: a["data"]["pid"] for a in answers if a["name"] == program}
+        """Name to pid of the program's agents, once all of them answer."""
+        planned = sum(agents for app, agents in self.spec["plans"] if app.rpartition(":")[2].lower() == program)
+        deadline = time.monotonic() + 30
+        while True:
+            answers = await plain.discover(f"STATS.{program}", enough=planned)
+            serving = {a["id"]: a["data"]["pid"] for a in answers if a["data"]["state"] == "serving"}
+            if len(serving) == planned:
+                return serving
+            assert time.monotonic() < deadline, f"{serving} of {planned}"
 
 
 def children(pid: int) -> list[int]:

@@ -134,10 +134,12 @@ async def test_one_that_blocks_the_event_loop_ends_and_its_process_is_replaced(
 
 
 async def until_replaced(shared: Running, plain: Plain, program: str, before: dict[str, int]) -> None:
-    for _ in range(100):
+    for _ in range(1000):
         now = await shared.agents(plain, program)
-        if set(now) == set(before) and now != before:
+        if now != before:
+            assert set(now) == set(before)
             return
+        await asyncio.sleep(0.02)
     raise AssertionError(f"{before} is still {now}")
 
 
