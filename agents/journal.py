@@ -38,11 +38,14 @@ async def head_of(log: Log, aggregate: str) -> Head:
     return Head(decode_commit(entry.body, entry.position)[-1].version, entry.position)
 
 
-async def record(log: Log, aggregate: str, payloads: Sequence[Payload], *, source: str) -> Head:
+async def record(
+    log: Log, aggregate: str, payloads: Sequence[Payload], *, source: str, causation: str = ""
+) -> Head:
     """Append facts that are true whatever else was written meanwhile; return the new head. Raises LogError."""
     head = await head_of(log, aggregate)
     for _ in range(TRIES):
-        result = await log.append(aggregate, events_for(aggregate, head, payloads, source=source), head)
+        events = events_for(aggregate, head, payloads, source=source, causation=causation)
+        result = await log.append(aggregate, events, head)
         head = result.head
         if isinstance(result, Appended):
             return head

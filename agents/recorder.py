@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import CancelledError
-
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -20,7 +19,13 @@ import msgspec
 from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, with_idempotency
 from dspex.core.errors import DspexError, LimitExceeded
 from dspex.core.events import (
-    EffectRecorded, Event, Payload, SignalReceived, TaskClaimed, TaskRetried, TaskSleeping,
+    EffectRecorded,
+    Event,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskRetried,
+    TaskSleeping,
 )
 from dspex.core.ports import Appended, Conflict
 

@@ -241,12 +241,21 @@ class _Registrar:
             name = aggregate("agent", notice["kind"], notice["agent"])
             while True:
                 try:
-                    await record(self.log, name, [crashed], source=self.source)
+                    if not await self._is_written(name, notice["id"]):
+                        await record(self.log, name, [crashed], source=self.source, causation=notice["id"])
                     break
                 except LogError as error:
                     logger.warning("%s could not write down a crash: %s", self.spec.name, error)
                     await asyncio.sleep(0.5)
             self.link.send({"ack": notice["notice"]})
+
+    async def _is_written(self, aggregate: str, notice: str) -> bool:
+        """Whether a registrar before us wrote it down and died before it could say so."""
+        return any(
+            event.causation == notice
+            for entry in await self.log.read(aggregate)
+            for event in decode_commit(entry.body, entry.position)
+        )
 
     def _stats(self) -> dict[str, Any]:
         return {"processes": self.processes, "programs": sorted(self.programs)}

@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 
+from dspex.agents.keys import key_aggregate
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.core import headers as h
@@ -15,7 +16,6 @@ from dspex.core.events import KeyBound
 from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
-from dspex.agents.keys import key_aggregate
 
 __all__ = ["Results", "answer_of", "task_id_of"]
 

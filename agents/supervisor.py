@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import secrets
 import selectors
 import signal
 import socket
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspex.agents.link import Link, link_pair
+from dspex.core.errors import DspexError
 
 __all__ = ["EXIT_RECYCLE", "EXIT_REFUSED", "Child", "Life", "Supervisor", "exit_reason", "fork_child"]
 
@@ -106,7 +108,8 @@ def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[
 def exit_reason(status: int) -> str:
     """A wait status in words: `SIGKILL`, or `exit 1`."""
     if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
+        number = os.WTERMSIG(status)
+        return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return f"exit {os.WEXITSTATUS(status)}"
 
 
@@ -127,6 +130,8 @@ class Supervisor:
     _states: list[_State] = field(default_factory=list)
     _notices: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_NOTICES))
     _number: int = 0
+    _heard: int = 0
+    _token: str = field(default_factory=lambda: secrets.token_hex(4))
     _stopping: bool = False
     _hurry: bool = False
     _changed: bool = True
@@ -176,7 +181,7 @@ class Supervisor:
     def _tick(self, wake: socket.socket) -> None:
         now = time.monotonic()
         due = [state.due for state in self._states if state.due is not None]
-        timeout = max(0.0, min(due) - now) if due else (0.5 if self._notices else 5.0)
+        timeout = max(0.0, min(due) - now) if due else (0.5 if self._notices and self.voice else 5.0)
         self._poll(wake, timeout)
         self._reap()
         now = time.monotonic()
@@ -203,12 +208,17 @@ class Supervisor:
         state.due = None
         state.started = time.monotonic()
         state.state = "starting"
-        state.pid, state.link = state.spec.start(Life(state.restarts), self._close_links)
+        self._changed = True
+        try:
+            state.pid, state.link = state.spec.start(Life(state.restarts), self._close_links)
+        except (OSError, DspexError) as error:  # no memory to fork, a full disk: it may be better later
+            self._try_later(state, reason=str(error))
+            return
         if state.link:
             self._selector.register(state.link, selectors.EVENT_READ, state)
         else:
             state.state = "serving"
-        self._changed = True
+            self._tell("serving", state)
 
     def _close_links(self) -> None:
         """In a child just forked: it must not hold its siblings' lines open, nor our parent's."""
@@ -225,6 +235,10 @@ class Supervisor:
             if "above" in message:
                 self._higher = message["above"]
                 self._changed = True
+            for notice in message.get("notices", ()):
+                if notice["notice"] > self._heard:
+                    self._heard = notice["notice"]
+                    self._notice(notice | {"above": notice["notice"]})
         if not self.parent.open:
             self._selector.unregister(self.parent)
             self._stopping = self._hurry = True
@@ -241,8 +255,7 @@ class Supervisor:
             if "refused" in message:
                 state.why = message["refused"]
             if "ack" in message:
-                while self._notices and self._notices[0]["notice"] <= message["ack"]:
-                    self._notices.popleft()
+                self._written_down(message["ack"])
             if "event" in message:
                 self.on_event(message)
         if not link.open:
@@ -280,23 +293,38 @@ class Supervisor:
             state.state = "gave up"
             self._tell("refused", state, reason=state.why)
             return
-        state.restarts += 1
-        now = time.monotonic()
         if code == EXIT_RECYCLE:
-            state.due, state.state = now, "restarting"
+            state.restarts += 1
+            state.due, state.state = time.monotonic(), "restarting"
             return
+        reason = exit_reason(status)
+        self._try_later(state, reason=reason, pid=pid)
+        self._notice(
+            {"id": f"{self._token}/{self._number + 1}", "agent": state.spec.name,
+             "kind": state.spec.program or state.spec.role, "pid": pid, "reason": reason}
+        )  # fmt: skip
+
+    def _try_later(self, state: _State, **more: Any) -> None:
+        """Start it again: at once the first time, then after delays that grow while it keeps failing soon."""
+        now = time.monotonic()
+        state.restarts += 1
         state.quick = state.quick + 1 if now - state.started < STABLE else 0
         delay = 0.0
         if state.quick > 1:
             delay = min(FIRST_DELAY * 2 ** min(state.quick - 2, 10), MAX_DELAY) * random.uniform(0.75, 1.25)
         state.due, state.state = now + delay, "restarting"
-        reason = exit_reason(status)
+        self._tell("crashed", state, delay=round(delay, 2), **more)
+
+    def _notice(self, notice: dict[str, Any]) -> None:
+        """Something for the log, kept until the voice has written it down."""
         self._number += 1
-        self._notices.append(
-            {"notice": self._number, "agent": state.spec.name, "kind": state.spec.program or state.spec.role,
-             "pid": pid, "reason": reason}
-        )  # fmt: skip
-        self._tell("crashed", state, reason=reason, pid=pid, delay=round(delay, 2))
+        self._notices.append(notice | {"notice": self._number})
+
+    def _written_down(self, number: int) -> None:
+        while self._notices and self._notices[0]["notice"] <= number:
+            above = self._notices.popleft().get("above")
+            if above and self.parent:
+                self.parent.send({"ack": above})
 
     def _tell(self, event: str, state: _State, **more: Any) -> None:
         message = {"event": event, "agent": state.spec.name, "role": state.spec.role, **more}
@@ -315,7 +343,7 @@ class Supervisor:
         self._changed = False
         for state in self._states:
             if state.link and self.voice is None:
-                state.link.send({"above": self.processes()})
+                state.link.send({"above": self.processes(), "notices": list(self._notices)[:50]})
         ready = all(state.state == "serving" for state in self._states)
         if ready and not self._was_ready:
             self.on_event({"event": "all-serving"})

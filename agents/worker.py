@@ -33,12 +33,20 @@ from dspex.core.codec import decode_commit
 from dspex.core.effects import Diverged, begin
 from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
-    Event, Head, Payload, SignalReceived, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+    Event,
+    Head,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskCompleted,
+    TaskDeadLettered,
+    TaskDuplicate,
+    TaskFailed,
     TaskRetried,
 )
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import Subjects
 from dspex.core.task import fold, may_attempt
 
 __all__ = ["MAX_OUTPUT", "Run", "Worker"]
@@ -65,9 +73,30 @@ _NO_HEADERS: dict[str, str] = {}
 class Run:
     """One attempt of ours on a task. Times are of the monotonic clock."""
 
-    __slots__ = ("abandoned", "aggregate", "alone", "attempt", "begun", "claimed", "delivery", "expires", "freed",
-                 "head", "history", "puller", "recorder", "reply", "raised", "retries", "settling", "started", "suspended", "task",
-                 "thread", "worker")  # fmt: skip
+    __slots__ = (
+        "abandoned",
+        "aggregate",
+        "alone",
+        "attempt",
+        "begun",
+        "claimed",
+        "delivery",
+        "expires",
+        "freed",
+        "head",
+        "history",
+        "puller",
+        "raised",
+        "recorder",
+        "reply",
+        "retries",
+        "settling",
+        "started",
+        "suspended",
+        "task",
+        "thread",
+        "worker",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
         self.worker = worker

@@ -78,7 +78,7 @@ class Client:
             try:
                 await client._open(credentials)
                 return client
-            except (OSError, NatsError, asyncio.TimeoutError, ValueError) as error:
+            except (TimeoutError, OSError, NatsError, ValueError) as error:
                 client._wire.abandon()
                 away = time.monotonic() - started
                 sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
@@ -187,7 +187,10 @@ class Client:
                 except NatsError:
                     logger.debug("not everything could be sent before closing")
             self.on_closed.clear()
-            await self._wire.close()
+            try:
+                await self._wire.close()
+            except (OSError, RuntimeError, NatsError) as error:  # while it connects again, its socket is closed
+                logger.debug("closing: %s", error)
         self._fail_waiting("the connection to NATS was closed")
 
     async def __aenter__(self) -> Self:

@@ -143,7 +143,7 @@ class _Parser(NatsParser):
             else:
                 await super().parse(data[position : line_end + 2])
                 position = line_end + 2
-                if self.nc.is_closed or not self._parts and not self._have:
+                if self.nc.is_closed or (not self._parts and not self._have):
                     break  # the line ended the connection, or reset us
                 continue
             begin = line_end + 2

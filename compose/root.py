@@ -207,7 +207,7 @@ class _Plain(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
         self._debug = debug
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+    def formatException(self, ei: Any) -> str:
         if self._debug:
             return super().formatException(ei)
         return f"{ei[0].__name__}: {ei[1]} (run with --debug for the traceback)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,13 @@ from msgspec import Raw, Struct
 
 from dspex.core.errors import LogCorrupt
 from dspex.core.events import (
-    PAYLOADS, Event, OutcomeReported, Payload, SignalSent, TaskSubmitted, UnknownEvent,
+    PAYLOADS,
+    Event,
+    OutcomeReported,
+    Payload,
+    SignalSent,
+    TaskSubmitted,
+    UnknownEvent,
 )
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
@@ -66,7 +72,7 @@ def rfc3339(seconds: float) -> str:
 
 @lru_cache(maxsize=64)
 def _to_the_second(second: int) -> str:
-    return datetime.fromtimestamp(second, timezone.utc).isoformat()[:19]
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def encode_event(event: Event) -> bytes:

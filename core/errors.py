@@ -19,7 +19,6 @@ DspexError
 
 from __future__ import annotations
 
-
 __all__ = [
     "ConfigurationError",
     "Conflict",

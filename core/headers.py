@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from dspex.core.errors import InvalidInput
 
@@ -58,7 +58,7 @@ def deadline_of(headers: Mapping[str, str], stored_at: float) -> float | None:
             raise InvalidInput(
                 f"{DEADLINE} is {text[:40]!r}; seconds (2.5) or a time (2026-11-23T10:00:00Z) are due"
             ) from None
-        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     if not 0 <= seconds < 1e9:
         raise InvalidInput(f"{DEADLINE} is {text[:40]!r}; 0 to 1,000,000,000 seconds are allowed")
     return stored_at + seconds

@@ -9,8 +9,16 @@ from typing import Literal
 from msgspec import Raw
 
 from dspex.core.events import (
-    Event, Head, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
-    TaskRetried, TaskSleeping, TaskSubmitted,
+    Event,
+    Head,
+    TaskClaimed,
+    TaskCompleted,
+    TaskDeadLettered,
+    TaskDuplicate,
+    TaskFailed,
+    TaskRetried,
+    TaskSleeping,
+    TaskSubmitted,
 )
 
 __all__ = ["Status", "TaskState", "fold", "may_attempt"]
@@ -45,7 +53,7 @@ class TaskState:
         return self.status in TERMINAL
 
 
-def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:  # noqa: B008 - frozen
+def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:
     """The state after `events`. An event of a kind that says nothing about the task changes only the head."""
     for event in events:
         state = _evolve(state, event)

@@ -154,6 +154,6 @@ async def test_a_server_that_cannot_be_started_again_is_tried_until_it_can(
             system.event("crashed", role="server")
             await asyncio.sleep(1)
             filler.unlink()
-            until(lambda: len(children(system.root)) == 2, what="the server does not come back")
+            system.event("serving", after=len(system.events), role="server", timeout=90)
             assert (await plain.final("nap", task)).json["n"] == 1
             assert (await plain.final("nap", await plain.submit("nap", {"n": 2}))).json["n"] == 2
