@@ -81,7 +81,9 @@ class Watch:
         try:
             if self._client is None:
                 worker = self._worker
-                self._client = await Client.connect(worker.client.url, name=f"{worker.agent} beats", wait=0)
+                self._client = await Client.connect(
+                    worker.client.url, name=f"{worker.agent} beats", wait=0, credentials=worker.client.credentials
+                )
             for run in held:
                 if not run.abandoned:
                     self._client.respond(run.delivery.message, IN_PROGRESS)

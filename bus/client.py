@@ -49,6 +49,7 @@ class Client:
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.name = url, name
+        self.credentials: str | None = None
         self._wire = Wire()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}."
         self._inbox_bytes = self._inbox.encode()
@@ -103,6 +104,7 @@ class Client:
         return None
 
     async def _open(self, credentials: str | None) -> None:
+        self.credentials = credentials
         wire = self._wire
         await wire.connect(
             self.url.split(","), name=self.name, allow_reconnect=False, connect_timeout=5,

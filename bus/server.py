@@ -131,6 +131,12 @@ class Server:
             os.close(self._lock)
             self._lock = None
 
+    def disown(self) -> None:
+        """In a process forked from ours: let go of the folder, which must not be held when our parent gives it back."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = self.process = None
+
     def kill(self) -> None:
         """SIGKILL, as a crash would; the folder stays ours and `start` brings the server back on its port."""
         if self.process is not None:

@@ -110,9 +110,12 @@ class _Root:
         return self.server.pid, None
 
     def _start_supervisor(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
-        return fork_child(
-            lambda link: _supervise(link, self.spec, self.folder.name, self.url), close_others
-        )
+        def run(link: Link) -> int:
+            if self.server:
+                self.server.disown()
+            return _supervise(link, self.spec, self.folder.name, self.url)
+
+        return fork_child(run, close_others)
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -22,7 +22,7 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskDeadLettered", "AgentCrashed", "AgentGaveUp"}
+_BAD = {"TaskFailed", "TaskDeadLettered", "AgentCrashed"}
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 

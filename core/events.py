@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from msgspec import Raw, Struct, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head", "KeyBound",
-    "LogOpened", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed", "TaskCompleted",
-    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
-]
+    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head",
+    "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed",
+    "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping", "TaskSubmitted",
+    "UnknownEvent",
+]  # fmt: skip
 
 
 class Head(Struct, frozen=True, order=True):
@@ -28,12 +29,6 @@ class Payload(Struct, frozen=True, kw_only=True):
     """What an event says. The class name is the event type."""
 
     schema: ClassVar[int] = 1
-
-
-class LogOpened(Payload, frozen=True, kw_only=True):
-    """A log began; `epoch` tells it from every other log, also from one that was here before."""
-
-    epoch: str
 
 
 class TaskSubmitted(Payload, frozen=True, kw_only=True):
@@ -181,12 +176,6 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
-class AgentGaveUp(Payload, frozen=True, kw_only=True):
-    """The supervisor stopped restarting a process, and why."""
-
-    reason: str
-
-
 class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
@@ -197,17 +186,17 @@ class UnknownEvent(Payload, frozen=True, kw_only=True):
 PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
-        LogOpened, TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping, TaskRetried,
-        TaskCompleted, TaskFailed, TaskDuplicate,
-        TaskDeadLettered, KeyBound, ProgramRegistered, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
+        TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping,
+        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, KeyBound, ProgramRegistered,
+        AgentStarted, AgentStopped, AgentCrashed,
     )
-}
+}  # fmt: skip
 
 
 class Event(Struct, frozen=True, kw_only=True):
     """One event. `version` counts within the aggregate, from 1; a door message's own event has version 0.
 
-    `time` is RFC 3339 in UTC; `source` is who wrote it; `correlation` and `causation` are log positions or ids, as text.
+    `time` is RFC 3339 in UTC; `source` is who wrote it; `correlation` and `causation` are log positions or ids.
     """
 
     aggregate: str
