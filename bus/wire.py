@@ -225,8 +225,9 @@ class Wire(NatsClient):
 
     def abandon(self) -> None:
         """Close the socket of an attempt to connect that failed; the library leaves it open."""
-        if self._transport is not None:
-            self._transport.close()
+        transport: Any = self._transport
+        if transport is not None:
+            transport.close()
 
     def cut(self) -> None:
         """Break the connection. For another thread, while ours does not run: everything else here is not for threads."""

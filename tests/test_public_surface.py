@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
     "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
-    "DeadlineExceeded", "DefinitionError", "DspexError", "Embedding", "InvalidAssignment", "InvalidInput", "Label",
+    "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding", "InvalidAssignment", "InvalidInput", "Label",
     "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse", "NotFound", "Probability", "Program",
-    "ProgramDescription", "ProgramFailed", "ReasoningChain", "Schema", "Score", "Secret", "Space", "System",
-    "TaskError", "Tensor", "TokenList", "Unavailable", "computed", "constraint", "variable",
+    "ProgramDescription", "ProgramFailed", "ReasoningChain", "Retry", "Schema", "Score", "Secret", "Space", "System",
+    "TaskError", "Tensor", "TokenList", "Unavailable", "computed", "constraint", "effect", "idempotency_key",
+    "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
     "dspex.core.effects": ("effect", "idempotency_key"),
+    "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
     "dspex.core.space": ("Assignment", "Space"),
@@ -22,7 +23,7 @@ _HOME = {
     ),
     "dspex.core.errors": (
         "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound", "ProgramFailed",
+        "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound", "ProgramFailed",
         "TaskError", "Unavailable",
     ),
     "dspex.compose.system": ("System",),
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from dspex.core.errors import DeadlineExceeded as DeadlineExceeded
     from dspex.core.errors import DefinitionError as DefinitionError
     from dspex.core.errors import DspexError as DspexError
+    from dspex.core.errors import EffectFailed as EffectFailed
     from dspex.core.errors import InvalidAssignment as InvalidAssignment
     from dspex.core.errors import InvalidInput as InvalidInput
     from dspex.core.errors import LimitExceeded as LimitExceeded
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from dspex.core.errors import Unavailable as Unavailable
     from dspex.core.program import Program as Program
     from dspex.core.program import ProgramDescription as ProgramDescription
+    from dspex.core.retry import Retry as Retry
     from dspex.core.schema import Schema as Schema
     from dspex.core.space import Assignment as Assignment
     from dspex.core.space import Space as Space
