@@ -36,7 +36,9 @@ __all__ = ["AgentSpec", "agent_main", "code_of", "registration"]
 
 logger = logging.getLogger("dspex.agents")
 
-GRACE = 10.0
+GRACE = 8.0
+"""Seconds that running tasks get to end; the supervisor gives a little more before it kills."""
+AGAIN = 1.0
 VERSION = "0.1.0"
 
 
@@ -91,6 +93,8 @@ class _Agent:
         self.status, self.why, self.grace = 0, "", GRACE
         self.aggregate = aggregate("agent", spec.program.name, spec.name)
         self.worker: Worker | None = None
+        self.client: Client | None = None
+        self.registering: asyncio.Task[None] | None = None
 
     async def live(self) -> int:
         loop = asyncio.get_running_loop()
@@ -104,6 +108,7 @@ class _Agent:
         if client is None:
             return self.status
         client.on_closed.append(lambda: os._exit(1))
+        self.client = client
         try:
             return await self._serve(client)
         except DspexError as error:
@@ -141,7 +146,7 @@ class _Agent:
         service.announce()
         watch = Watch(worker)
         watch.start()
-        worker.start()
+        worker.start(self._missing)
         await client.flush()
         self._say("serving")
         started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
@@ -192,7 +197,20 @@ class _Agent:
             await asyncio.sleep(0.5)
         return None
 
+    def _missing(self) -> None:
+        """Nobody answers for our consumer: if it was deleted, registering brings it back."""
+        if self.registering is None or self.registering.done():
+            self.registering = asyncio.create_task(self._register_again())
+
+    async def _register_again(self) -> None:
+        assert self.client
+        await asyncio.sleep(AGAIN)
+        if not self.stopping.is_set() and await self._register(self.client) is None:
+            self.stop("another program has this name now", self.status)
+
     async def _record(self, log: JetStreamLog, event: AgentStarted | AgentStopped) -> None:
+        if self.client is None or not self.client.connected:
+            return
         try:
             async with asyncio.timeout(3):
                 await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")

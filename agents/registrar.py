@@ -114,6 +114,7 @@ class _Registrar:
         service.stop()
         for task in (*tasks, stop):
             task.cancel()
+        await asyncio.wait([*tasks, stop], timeout=2.0)
         for task in done:
             task.result()
 
@@ -124,6 +125,12 @@ class _Registrar:
         lease = Lease(client, self.subjects, "registrar", self.spec.name)
         self.link.send({"state": "serving"})  # reading the log and waiting for the lease is a service too
         await lease.acquire()
+        try:
+            await self._lead_under(lease, client, service)
+        finally:
+            await lease.release()
+
+    async def _lead_under(self, lease: Lease, client: Client, service: Service) -> None:
         await self._recall()
         await self._open_doors(client, list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
@@ -178,8 +185,9 @@ class _Registrar:
                 except LogError as error:
                     request.fail(Unavailable(str(error)))
             try:
-                if fresh:
-                    await self._open_doors(client, sorted(set(fresh)))
+                if accepted:  # also for those known before: somebody may have deleted a consumer
+                    names = sorted({wanted.registration.program for wanted, _ in accepted})
+                    await self._open_doors(client, names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again

@@ -18,7 +18,8 @@ import traceback
 
 from dspex.agents.doors import Doors
 from dspex.agents.results import Results, answer_of
-from dspex.agents.worker import Run, Worker
+from dspex.agents.run import Run
+from dspex.agents.worker import Worker
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, IN_PROGRESS, NAK
 from dspex.bus.service import Service
@@ -137,7 +138,7 @@ class Watch:
                     code=408, type="DeadlineExceeded", message=message, seconds=round(seconds, 6),
                     detail=f"it kept the event loop busy {self._place()}; such a program should use `def predict`",
                 )  # fmt: skip
-                events = worker.claim_and(run, failure)
+                events = run.events(run.claimed_by([failure]))
                 if isinstance(await log.append(run.aggregate, events, run.head), Appended):
                     self._client.respond(run.delivery.message, ACK)
                     answer = answer_of(fold(events), run.id)

@@ -21,9 +21,9 @@ from typing import Any
 from msgspec import Raw
 
 from dspex.agents import keys
-from dspex.agents.journal import events_for
-from dspex.agents.recorder import Recorder, Superseded, Suspended
+from dspex.agents.recorder import Superseded, Suspended
 from dspex.agents.results import Results, answer_of
+from dspex.agents.run import Run, Seat
 from dspex.agents.waiting import Waiting
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
@@ -33,11 +33,7 @@ from dspex.core.codec import decode_commit
 from dspex.core.effects import Diverged, begin
 from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
-    Event,
-    Head,
     Payload,
-    SignalReceived,
-    TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
     TaskDuplicate,
@@ -49,7 +45,7 @@ from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.core.task import fold, may_attempt
 
-__all__ = ["MAX_OUTPUT", "Run", "Worker"]
+__all__ = ["MAX_OUTPUT", "Worker"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -67,82 +63,6 @@ DUPLICATE_WAIT = 60.0
 MAX_WORDS = 2000
 """Characters of an error's message that a client gets."""
 _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
-_NO_HEADERS: dict[str, str] = {}
-
-
-class Run:
-    """One attempt of ours on a task. Times are of the monotonic clock."""
-
-    __slots__ = (
-        "abandoned",
-        "aggregate",
-        "alone",
-        "attempt",
-        "begun",
-        "claimed",
-        "delivery",
-        "expires",
-        "freed",
-        "head",
-        "history",
-        "puller",
-        "raised",
-        "recorder",
-        "reply",
-        "retries",
-        "settling",
-        "started",
-        "suspended",
-        "task",
-        "thread",
-        "worker",
-    )  # fmt: skip
-
-    def __init__(self, worker: Worker, delivery: Delivery, aggregate: str, started: float, expires: float) -> None:
-        self.worker = worker
-        self.delivery, self.aggregate, self.started, self.expires = delivery, aggregate, started, expires
-        self.head = Head()
-        self.puller: Puller | None = None
-        self.retries = 0
-        self.suspended = self.raised = False
-        self.history: list[Event] = []
-        self.recorder: Recorder | None = None
-        self.attempt, self.claimed = 1, False
-        self.begun = self.alone = self.abandoned = self.settling = self.freed = False
-        self.reply = ""
-        self.task: asyncio.Task[None] | None = None
-        self.thread: asyncio.Future[Any] | None = None
-
-    @property
-    def id(self) -> str:
-        return str(self.delivery.position)
-
-    # What the recorder of its effects needs of it.
-
-    def runtime(self) -> Recorder:
-        if self.recorder is None:
-            self.recorder = Recorder(self, self.history, self.worker._loop)
-            self.history = []
-        return self.recorder
-
-    def claim(self) -> TaskClaimed:
-        return self.worker._claim(self)
-
-    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
-        result = await self.worker.log.append(self.aggregate, self.worker._events(self, payloads), self.head)
-        if isinstance(result, Appended):
-            self.head = result.head
-            self.claimed = True
-        return result
-
-    async def signals(self, name: str) -> list[SignalReceived]:
-        return await self.worker.waiting.received(self.id, name)
-
-    def suspend(self) -> None:
-        if not self.suspended:
-            self.suspended = True
-            if self.task:
-                self.task.cancel()
 
 
 class Worker:
@@ -175,11 +95,12 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
+        self._seat = Seat(agent, self.assignment, code, self.source, log, self.waiting, self._loop)
 
     # -- life
 
-    def start(self) -> None:
-        """Take tasks, and beside them a few sleeping tasks and signals."""
+    def start(self, on_missing: Callable[[], None]) -> None:
+        """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         stream, few = self.subjects.stream, max(1, self._slots // 4)
         tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
         wakes = Puller(
@@ -193,6 +114,7 @@ class Worker:
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
         for puller in self._pullers:
+            puller.on_missing = on_missing
             puller.start()
 
     async def drain(self, grace: float) -> None:
@@ -204,7 +126,7 @@ class Worker:
             await asyncio.wait(tasks, timeout=grace)
         for run in list(self.running.values()):
             run.abandoned = True
-            self.client.respond(run.delivery.message, NAK)
+            self.client.acknowledge(run.delivery.message, NAK)
         if self._sweeper:
             self._sweeper.cancel()
 
@@ -219,8 +141,7 @@ class Worker:
             puller.release()
             return
         now = time.monotonic()
-        run = Run(self, delivery, f"task.{self.name}.{position}", now, now + self.program.timeout)
-        run.puller = puller
+        run = Run(self._seat, delivery, puller, self.name, now, now + self.program.timeout)
         self.running[position] = run
         run.task = asyncio.Task(self._work(run), loop=self._loop)  # past the factory: this is no branch
 
@@ -234,7 +155,7 @@ class Worker:
             puller.release()
             return
         if woken is None or woken.position in self.running:
-            self.client.respond(wake.message, ACK)
+            self.client.acknowledge(wake.message, ACK)
             puller.release()
         else:
             self.take(woken, puller)
@@ -270,18 +191,20 @@ class Worker:
 
     async def _attempt(self, run: Run) -> None:
         message = run.delivery.message
-        headers = message.headers if message.has_headers else _NO_HEADERS
-        reply = headers.get(h.REPLY, "")
-        # Only an inbox: a stranger's submission must not make us publish anywhere else.
-        run.reply = reply if reply and len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
+        headers = message.headers if message.has_headers else None
+        if headers:
+            reply = headers.get(h.REPLY, "")
+            # Only an inbox: a stranger's submission must not make us publish anywhere else.
+            run.reply = reply if len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
         if run.delivery.delivered > 1 and not await self._take_over(run):
             return
         started = time.perf_counter()
         payload: Payload
         try:
-            self._check_headers(run, headers)
+            if headers:
+                self._check_headers(run, headers)
             input = self.program.decode(message.data)
-            key = h.key_of(headers)
+            key = h.key_of(headers) if headers else None
             if key is not None:
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source)
                 if owner != run.id:
@@ -304,8 +227,6 @@ class Worker:
             await self._settle(run, payload)
 
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
-        if not headers:
-            return
         deadline = h.deadline_of(headers, run.delivery.stored_at)
         if deadline is not None:
             left = deadline - time.time()
@@ -362,7 +283,7 @@ class Worker:
         state = fold(run.history)
         run.head, run.retries = state.head, state.retries
         if state.ended:
-            self.client.respond(run.delivery.message, ACK)
+            self.client.acknowledge(run.delivery.message, ACK)
             return False
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"
@@ -372,7 +293,7 @@ class Worker:
         run.attempt = state.attempts + 1 if state.attempts else 2
         if run.attempt >= self.program.attempts:
             await self._be_alone(run)
-        events = self._events(run, [self._claim(run)])
+        events = run.events([run.claim()])
         result = await self.log.append(run.aggregate, events, run.head)
         run.head, run.claimed = result.head, True
         return isinstance(result, Appended)
@@ -387,18 +308,17 @@ class Worker:
 
     async def _settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        rest = await run.recorder.rest() if run.recorder else []
-        payloads = [*rest, payload] if run.claimed else [self._claim(run), *rest, payload]
-        events = self._events(run, payloads)
+        rest = await run.recorder.rest() if run.recorder else ()
+        events = run.events(run.claimed_by((*rest, payload)))
         result = await self.log.append(run.aggregate, events, run.head)
         message = run.delivery.message
         if not isinstance(result, Appended):
             logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
             entry = await self.log.last(run.aggregate)
             if entry and fold(decode_commit(entry.body, entry.position)).ended:
-                self.client.respond(message, ACK)
+                self.client.acknowledge(message, ACK)
             return
-        self.client.respond(message, ACK)
+        self.client.acknowledge(message, ACK)
         if isinstance(payload, TaskRetried):
             return
         self.done += 1
@@ -421,9 +341,9 @@ class Worker:
         until = [wait.until for wait in waits if wait.until is not None]
         if until:
             await self.waiting.arm(run.id, min(until))
-        if isinstance(await run.commit([*([] if run.claimed else [self._claim(run)]), *rest, *waits]), Conflict):
+        if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
             raise Superseded(f"task {run.id} was taken over by another attempt")
-        self.client.respond(run.delivery.message, ACK)
+        self.client.acknowledge(run.delivery.message, ACK)
         # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
         for wait in waits:
             taken = run.recorder.taken(wait.signal)
@@ -450,31 +370,15 @@ class Worker:
         except (LogError, ConnectionFailed) as error:
             logger.debug("a duplicate of task %s gets no reply: %s", task, error)
 
-    def claim_and(self, run: Run, payload: Payload) -> list[Any]:
-        """The events that end a run now; for the watch, which may have to end it from outside the loop."""
-        return self._events(run, [payload] if run.claimed else [self._claim(run), payload])
-
-    def _claim(self, run: Run) -> TaskClaimed:
-        return TaskClaimed(attempt=run.attempt, agent=self.agent, assignment=self.assignment, code=self.code)
-
-    def _events(self, run: Run, payloads: list[Payload]) -> list[Any]:
-        return events_for(
-            run.aggregate, run.head, payloads, source=self.source, correlation=run.id, causation=run.id
-        )
-
     def _free_slot(self, run: Run) -> None:
         """The program is done with it, only its commit is under way: make room for the next, within a bound."""
         run.settling = True
         if len(self.running) < self._slots + MAX_COMMITS:
             run.freed = True
-            self._release(run)
+            run.puller.release()
 
     def _forget(self, run: Run) -> None:
         if self.running.pop(run.delivery.position, None) is not None and not run.freed:
-            self._release(run)
-
-    def _release(self, run: Run) -> None:
-        if run.puller:
             run.puller.release()
 
     def _spawn(self, work: Any, *, bounded: bool = True) -> None:

@@ -143,6 +143,10 @@ class Client:
         if reply and b"\r" not in reply and b" " not in reply:
             self._wire.send(self._command(reply, b"", data, headers))
 
+    def acknowledge(self, message: Message, word: bytes) -> None:
+        """Tell JetStream what became of a delivery: `+ACK`, `+WPI`, `-NAK`."""
+        self._wire.send(b"PUB %b  %d\r\n%b\r\n" % (message.raw_reply, len(word), word))
+
     def call(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = CALL_TIMEOUT
     ) -> asyncio.Future[Message]:
@@ -204,12 +208,14 @@ class Client:
     # -- inside
 
     def _command(self, subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
-        if len(subject) + len(reply) > MAX_SUBJECTS:
-            raise ValueError(f"subject and reply have {len(subject) + len(reply):,} bytes, more than a server takes")
         frame = _frame(subject, reply, data, headers)
-        size = len(frame) - len(subject) - len(reply) - FRAME if headers else len(data)
-        if size > self._wire._max_payload:
-            raise ValueError(f"{size:,} bytes are more than the server's limit of {self._wire._max_payload:,}")
+        # A frame is a little more than its payload; only one near a limit is looked at closely.
+        if len(frame) > self._wire._max_payload or len(subject) + len(reply) > MAX_SUBJECTS:
+            if len(subject) + len(reply) > MAX_SUBJECTS:
+                raise ValueError(f"subject and reply have {len(subject) + len(reply):,} bytes, more than a server takes")
+            size = len(frame) - len(subject) - len(reply) - FRAME if headers else len(data)
+            if size > self._wire._max_payload:
+                raise ValueError(f"{size:,} bytes are more than the server's limit of {self._wire._max_payload:,}")
         return frame
 
     def _on_reply(self, message: Message) -> None:

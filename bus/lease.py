@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import secrets
 from typing import Any
 
 import msgspec
@@ -30,11 +31,12 @@ RENEW = 1.0
 
 class Lease:
     """The right to play a role. `holder` names who asks; the same name is let in at once, because whoever starts a
-    holder again makes sure that the one before is dead."""
+    holder again does so when the one before is dead or about to end. Should both live, the one before loses it."""
 
     def __init__(self, client: Client, subjects: Subjects, name: str, holder: str) -> None:
         self._client, self._stream = client, subjects.lease_stream
         self._subject, self._holder = subjects.lease(name), holder
+        self._life = secrets.token_hex(8)
         self.token = 0
 
     async def acquire(self) -> None:
@@ -43,10 +45,10 @@ class Lease:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sequence, holder = await self._current()
+                sequence, holder, _ = await self._current()
                 if sequence != seen:
                     seen, since = sequence, loop.time()
-                if sequence == 0 or holder == self._holder or loop.time() - since >= TTL:
+                if sequence == 0 or holder in ("", self._holder) or loop.time() - since >= TTL:
                     taken = await self._put(sequence)
                     if taken:
                         self.token = taken
@@ -64,26 +66,35 @@ class Lease:
             try:
                 taken = await self._put(self.token)
                 if not taken:
-                    sequence, holder = await self._current()
-                    if holder != self._holder:
+                    sequence, _, life = await self._current()
+                    if life != self._life:
                         return
                     taken = sequence  # our own renewal, whose answer was lost
                 self.token, renewed = taken, loop.time()
             except (ConnectionFailed, LogError, TimeoutError) as error:
                 logger.debug("the lease %s could not be renewed: %s", self._subject, error)
 
-    async def _current(self) -> tuple[int, str]:
+    async def release(self) -> None:
+        """Give it back, so that the next holder need not wait until it has run out."""
+        try:
+            if self.token:
+                await self._put(self.token, holder="")
+        except (ConnectionFailed, LogError, TimeoutError) as error:
+            logger.debug("the lease %s could not be given back: %s", self._subject, error)
+        self.token = 0
+
+    async def _current(self) -> tuple[int, str, str]:
         answer = await jetstream_api(
             self._client, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._subject}, timeout=1.0
         )
         message: dict[str, Any] | None = answer.get("message")
         if message is None:
-            return 0, ""
+            return 0, "", ""
         body = msgspec.json.decode(base64.b64decode(message.get("data", "")))
-        return int(message["seq"]), str(body["holder"])
+        return int(message["seq"]), str(body["holder"]), str(body.get("life", ""))
 
-    async def _put(self, expected: int) -> int:
-        body = msgspec.json.encode({"holder": self._holder})
+    async def _put(self, expected: int, holder: str | None = None) -> int:
+        body = msgspec.json.encode({"holder": self._holder if holder is None else holder, "life": self._life})
         reply = await self._client.request(self._subject, body, headers={h.EXPECTED: str(expected)}, timeout=1.0)
         if reply.status:
             raise LogError("no stream holds the leases")

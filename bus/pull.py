@@ -56,6 +56,8 @@ class Puller:
         self._asked = 0
         self._horizon = 0.0
         self._running = False
+        self.on_missing: Callable[[], None] | None = None
+        """Called when nobody answers a pull: the consumer is gone, or its leader is for a moment."""
         self._retry: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -124,6 +126,8 @@ class Puller:
             self._ask()
             return
         logger.debug("a pull ended with %d", status)
+        if status == 503 and self.on_missing:
+            self.on_missing()
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY, self._again)
 

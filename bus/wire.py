@@ -31,6 +31,8 @@ MAX_BUFFERED = 8 << 20
 """Bytes that may wait to be sent while the server is away or does not read."""
 MAX_UNSENT = 1 << 20
 """Bytes that may wait in the socket's buffer before we stop pushing into it."""
+READ_SIZE = 1 << 18
+"""Bytes that are read at once."""
 MAX_CONTROL_LINE = 1 << 16
 
 
@@ -133,13 +135,12 @@ class _Parser(NatsParser):
                     raise ProtocolError("nats: a control line without end")
                 break
             first = data[position]
+            head = 0
             if first == 77:  # M, of MSG
                 fields = data[position:line_end].split(b" ")
-                head = 0
             elif first == 72:  # H, of HMSG
                 fields = data[position:line_end].split(b" ")
-                head = int(fields[-2])
-                del fields[-2]
+                head = int(fields.pop(-2))
             else:
                 await super().parse(data[position : line_end + 2])
                 position = line_end + 2
@@ -147,23 +148,22 @@ class _Parser(NatsParser):
                     break  # the line ended the connection, or reset us
                 continue
             begin = line_end + 2
-            size = int(fields[-1])
-            if begin + size + 2 > end:
-                self._need = begin + size + 2 - position
+            stop = begin + int(fields[-1])
+            if stop + 2 > end:
+                self._need = stop + 2 - position
                 break
-            sid = int(fields[2])
+            body = data[begin + head : stop]
+            handler = taps.get(fields[2])
             reply = fields[3] if len(fields) == 5 else b""
-            headers = data[begin : begin + head] if head else None
-            body = data[begin + head : begin + size]
-            handler = taps.get(sid)
-            if handler is None:
-                await self.nc._process_msg(sid, fields[1], reply, body, headers or b"")
-            else:
+            if handler is not None:
                 try:
-                    handler(Message(fields[1], reply, body, headers))
+                    handler(Message(fields[1], reply, body, data[begin : begin + head] if head else None))
                 except Exception:
-                    logger.exception("a handler failed on a message of %d bytes", size)
-            position = begin + size + 2
+                    logger.exception("a handler failed on a message of %d bytes", len(body))
+            else:
+                headers = data[begin : begin + head]
+                await self.nc._process_msg(int(fields[2]), fields[1], reply, body, headers)
+            position = stop + 2
         return position
 
 
@@ -173,7 +173,7 @@ class Wire(NatsClient):
     def __init__(self) -> None:
         super().__init__()
         self._ps = _Parser(self)
-        self.taps: dict[int, Handler] = {}
+        self.taps: dict[bytes, Handler] = {}
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time in Python 3.11
 
@@ -182,12 +182,12 @@ class Wire(NatsClient):
         sid = self._sid
         # The library's own record of the subscription, so that it is made again after a reconnect.
         self._subs[sid] = NatsSubscription(self, sid, subject, queue=queue, pending_msgs_limit=1)
-        self.taps[sid] = handler
+        self.taps[b"%d" % sid] = handler
         self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
         return Tap(self, sid, subject)
 
     def untap(self, sid: int) -> None:
-        if self.taps.pop(sid, None) is not None:
+        if self.taps.pop(b"%d" % sid, None) is not None:
             self._subs.pop(sid, None)
             if not self.is_closed:
                 self.send(f"UNSUB {sid}\r\n".encode())
@@ -254,7 +254,23 @@ class Wire(NatsClient):
             await super()._process_err(err_msg)
 
     async def _read_loop(self) -> None:
-        await super()._read_loop()
-        # The library's loop ends for good on an error it does not expect and leaves the client looking connected.
-        if self._reading_task is asyncio.current_task() and self.is_connected:
-            await self._process_op_err(NatsError("the reading loop ended"))
+        """Read, parse, and reconnect on whatever goes wrong.
+
+        The library's own loop ends for good on an error it does not expect and leaves the client looking connected. And
+        it reads little at a time: what is read together is answered with one write, and writes are what costs.
+        """
+        transport: Any = self._transport
+        reader = getattr(transport, "_io_reader", None)
+        if reader is not None:
+            reader._limit = READ_SIZE
+        try:
+            while not (self.is_closed or self.is_reconnecting):
+                if transport.at_eof():
+                    raise NatsError("nats: the server closed the connection")
+                await self._ps.parse(await transport.read(READ_SIZE))
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            logger.debug("the connection is broken: %r", error)
+            await self._error_cb(error)
+            await self._process_op_err(error)

@@ -66,8 +66,8 @@ _payload_decoders = {name: msgspec.json.Decoder(kind) for name, kind in PAYLOADS
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as an RFC 3339 time in UTC, to the microsecond."""
-    micros = round(seconds * 1e6)
-    return f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
+    second, micros = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_to_the_second(second)}.{micros:06d}Z"
 
 
 @lru_cache(maxsize=64)

@@ -45,13 +45,14 @@ class Scope:
     most programs ask for nothing.
     """
 
-    __slots__ = ("_make", "_runtime", "branches", "counts", "path", "program")
+    # Set on the class, not in each instance: every task has a scope, and few ask it for anything.
+    path = ""
+    branches = 0
+    _runtime: Runtime | None = None
+    _counts: dict[str, int] | None = None
 
-    def __init__(self, program: str, make: Callable[[], Runtime], path: str = "") -> None:
-        self.program, self.path, self._make = program, path, make
-        self._runtime: Runtime | None = None
-        self.counts: dict[str, int] = {}
-        self.branches = 0
+    def __init__(self, program: str, make: Callable[[], Runtime]) -> None:
+        self.program, self._make = program, make
 
     @property
     def runtime(self) -> Runtime:
@@ -62,13 +63,18 @@ class Scope:
     def branch(self) -> Scope:
         """A branch that starts now."""
         number, self.branches = self.branches, self.branches + 1
-        return Scope(self.program, lambda: self.runtime, f"{self.path.rstrip('/')}~{number}/")
+        branch = Scope(self.program, lambda: self.runtime)
+        branch.path = f"{self.path.rstrip('/')}~{number}/"
+        return branch
 
     def place(self, name: str) -> str:
         """The place of the next request of this name here: `~0/qabot.reader.fetch#2`."""
         place = f"{self.path}{self.program}{_module.get()}.{name}"
-        number = self.counts.get(place, 0)
-        self.counts[place] = number + 1
+        counts = self._counts
+        if counts is None:
+            counts = self._counts = {}
+        number = counts.get(place, 0)
+        counts[place] = number + 1
         return f"{place}#{number}"
 
 

@@ -79,9 +79,14 @@ class JetStreamLog:
         """Append one commit if the aggregate still stands at `expected`."""
         body = commit_body(aggregate, events, expected, self._connection.max_payload - _OVERHEAD)
         subject = self._subjects.event(aggregate)
-        ack = await self._try(subject, body, expected.position)
-        if ack is not None and ack.error is None and ack.seq:
-            return Appended(Head(events[-1].version, ack.seq))
+        ack: _Ack | None = None
+        try:  # as in _try, without the cost of another coroutine for each task
+            reply = await self._api.send(subject, body, {EXPECTED: str(expected.position)})
+            ack = _decode_ack(reply.data)
+            if ack.error is None and ack.seq:
+                return Appended(Head(events[-1].version, ack.seq))
+        except (TimeoutError, ConnectionFailed, msgspec.DecodeError):
+            pass
         return await self._settle(subject, body, events[-1].version, expected, ack)
 
     async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:

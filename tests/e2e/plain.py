@@ -180,6 +180,8 @@ class Plain:
         try:
             while len(answers) < enough:
                 message = await subscription.next_msg(timeout=settle)
+                if message.headers and message.headers.get("Status") == "503":
+                    break
                 answers.append(json.loads(message.data))
             return answers
         except NatsError:

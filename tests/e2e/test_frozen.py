@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from msgspec import Raw
 
 from dspex.bus.client import Client
 from dspex.core.codec import rfc3339
@@ -67,7 +68,7 @@ async def log(shared: Running) -> AsyncIterator[JetStreamLog]:
 def finish(task: int, number: int, version: int = 1) -> list[Event]:
     """The commit with which an attempt ends a task."""
     claim = TaskClaimed(attempt=1, agent="somebody", assignment="")
-    done = TaskCompleted(output=b'{"n":%d,"pid":0}' % number)  # type: ignore[arg-type]
+    done = TaskCompleted(output=Raw(b'{"n":%d,"pid":0}' % number))
     return [
         Event(
             aggregate=f"task.nap.{task}", version=version + offset, time=rfc3339(0), source="/somebody",

@@ -1,0 +1,104 @@
+"""One attempt of ours on a task: what it holds, what it may write, and the runtime of its effects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dspex.agents.journal import events_for
+from dspex.agents.recorder import Recorder
+from dspex.agents.waiting import Waiting
+from dspex.bus.pull import Delivery, Puller
+from dspex.core.events import Event, Head, Payload, SignalReceived, TaskClaimed
+from dspex.core.ports import Appended, Conflict, Log
+
+__all__ = ["Run", "Seat"]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What all runs of one worker share: who they are, and where they write."""
+
+    agent: str
+    assignment: str
+    code: str
+    source: str
+    log: Log
+    waiting: Waiting
+    loop: asyncio.AbstractEventLoop
+
+
+class Run:
+    """One attempt. Times are of the monotonic clock.
+
+    What most runs never change is set on the class: there is one of these for every task.
+    """
+
+    head = Head()
+    attempt = 1
+    retries = 0
+    reply = ""
+    claimed = False
+    """The log has our claim."""
+    begun = alone = False
+    raised = False
+    """The program raised, so its retry policy has a say."""
+    settling = freed = False
+    """The program is done and the end is being committed; its slot is free again."""
+    abandoned = suspended = False
+    """Somebody else ends this run, or it goes to sleep: its own task writes nothing more."""
+    history: Sequence[Event] = ()
+    recorder: Recorder | None = None
+    thread: asyncio.Future[Any] | None = None
+    task: asyncio.Task[None] | None = None
+
+    def __init__(self, seat: Seat, delivery: Delivery, puller: Puller, program: str, started: float, expires: float):
+        self.seat, self.delivery, self.puller = seat, delivery, puller
+        self.started, self.expires = started, expires
+        self.id = str(delivery.position)
+        self.aggregate = f"task.{program}.{self.id}"
+
+    def events(self, payloads: Sequence[Payload]) -> list[Event]:
+        """Payloads as the next events of the task."""
+        return events_for(
+            self.aggregate, self.head, payloads, source=self.seat.source, correlation=self.id, causation=self.id
+        )
+
+    def claim(self) -> TaskClaimed:
+        """The event that says that this attempt has the task."""
+        seat = self.seat
+        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=seat.assignment, code=seat.code)
+
+    def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """The payloads, behind the claim when the log does not have it yet."""
+        return list(payloads) if self.claimed else [self.claim(), *payloads]
+
+    # What the recorder of its effects needs of it.
+
+    def runtime(self) -> Recorder:
+        """What answers the program's requests for effects; made when the first one comes."""
+        if self.recorder is None:
+            self.recorder = Recorder(self, self.history, self.seat.loop)
+            self.history = ()
+        return self.recorder
+
+    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
+        """Append behind the head, and move it when that was taken."""
+        result = await self.seat.log.append(self.aggregate, self.events(payloads), self.head)
+        if isinstance(result, Appended):
+            self.head = result.head
+            self.claimed = True
+        return result
+
+    async def signals(self, name: str) -> list[SignalReceived]:
+        """The signals of a name that have reached the task."""
+        return await self.seat.waiting.received(self.id, name)
+
+    def suspend(self) -> None:
+        """End the program's run: it waits for something that may take long."""
+        if not self.suspended:
+            self.suspended = True
+            if self.task:
+                self.task.cancel()
