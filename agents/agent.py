@@ -44,7 +44,7 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take the old one's place."""
+    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over."""
 
     name: str
     program: type[Program]

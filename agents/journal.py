@@ -20,14 +20,10 @@ def events_for(
 ) -> list[Event]:
     """Payloads as the next events of an aggregate that stands at `head`, stamped with the time now."""
     now = rfc3339(time.time())
-    version = head.version
     return [
-        Event(
-            aggregate=aggregate, version=version + number, time=now, source=source, correlation=correlation,
-            causation=causation, data=payload,
-        )
-        for number, payload in enumerate(payloads, 1)
-    ]  # fmt: skip
+        Event(aggregate, version, now, source, correlation, causation, payload)
+        for version, payload in enumerate(payloads, head.version + 1)
+    ]
 
 
 async def head_of(log: Log, aggregate: str) -> Head:

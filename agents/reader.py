@@ -1,8 +1,9 @@
 """The one portable reader of the log: `dspex.log.read`, `tail` and `head`, the same on every backend.
 
-A request's body is JSON, all of it optional: `after` (a position, default 0), `limit` (1 to 1,000, default 100), and one of
-`task` (an id), `aggregate` or `program`. The answer is `{"epoch", "events", "next", "head"}`: CloudEvents, each with its
-`position`; ask again with `after` = `next` until `next` is `head`. `tail` waits for something new, up to `Dspex-Wait`.
+A request's body is JSON, all of it optional: `after` (a position, default 0), `limit` (1 to 1,000, default 100), and
+one of `task` (an id), `aggregate` or `program`. The answer is `{"epoch", "events", "next", "head"}`: CloudEvents, each
+with its `position`; ask again with `after` = `next` until `next` is `head`. `tail` waits for something new, up to
+`Dspex-Wait`.
 """
 
 from __future__ import annotations

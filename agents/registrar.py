@@ -1,8 +1,8 @@
 """The registrar: the one process that opens doors for programs. It also reads the log for everyone and speaks on the
 bus for its supervisor.
 
-Changing a stream has no compare-and-set, so one process does it, under a fenced lease. What it writes is always the fold of
-`ProgramRegistered`, so that a step lost in a crash is made good by the next registration or restart.
+Changing a stream has no compare-and-set, so one process does it, under a fenced lease. What it writes is always the
+fold of `ProgramRegistered`, so that a step lost in a crash is made good by the next registration or restart.
 """
 
 from __future__ import annotations

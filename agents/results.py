@@ -9,6 +9,7 @@ import msgspec
 from dspex.agents.keys import key_aggregate
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
+from dspex.bus.wire import Handler
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import InvalidInput, NotFound, task_error
@@ -34,7 +35,7 @@ def task_id_of(body: bytes) -> tuple[str, str]:
     except NOT_JSON:
         value = body.decode("utf-8", "backslashreplace").strip()
     if isinstance(value, dict) and len(value) == 1:
-        (kind, value), = value.items()
+        ((kind, value),) = value.items()
         if kind == "key" and isinstance(value, str) and value:
             return "key", value
         if kind != "task":
@@ -88,9 +89,8 @@ class Results:
         pause = POLL
         while True:
             changed = asyncio.Event()
-            hint = self._client.subscribe(
-                self._subjects.event(aggregate("task", self._program, task)), lambda _: changed.set()
-            )
+            subject = self._subjects.event(aggregate("task", self._program, task))
+            hint = self._client.subscribe(subject, _ringing(changed))
             try:
                 # Interest first, then the read: what is committed in between rings the bell.
                 await self._client.flush()
@@ -113,6 +113,10 @@ class Results:
             finally:
                 hint.close()
             task = state.of
+
+
+def _ringing(bell: asyncio.Event) -> Handler:
+    return lambda _: bell.set()
 
 
 def _not_yet(task: str, state: TaskState) -> tuple[bytes, dict[str, str]]:

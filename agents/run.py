@@ -11,6 +11,7 @@ from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Puller
+from dspex.core.effects import Scope
 from dspex.core.events import Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 
@@ -51,11 +52,12 @@ class Run:
     """Somebody else ends this run, or it goes to sleep: its own task writes nothing more."""
     history: Sequence[Event] = ()
     recorder: Recorder | None = None
+    _scope: Scope | None = None
     thread: asyncio.Future[Any] | None = None
     task: asyncio.Task[None] | None = None
 
     def __init__(self, seat: Seat, delivery: Delivery, puller: Puller, program: str, started: float, expires: float):
-        self.seat, self.delivery, self.puller = seat, delivery, puller
+        self.seat, self.delivery, self.puller, self.program = seat, delivery, puller, program
         self.started, self.expires = started, expires
         self.id = str(delivery.position)
         self.aggregate = f"task.{program}.{self.id}"
@@ -74,6 +76,13 @@ class Run:
     def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, behind the claim when the log does not have it yet."""
         return list(payloads) if self.claimed else [self.claim(), *payloads]
+
+    @property
+    def scope(self) -> Scope:
+        """The main branch of the run; made when the program first asks for something, which most never do."""
+        if self._scope is None:
+            self._scope = Scope(self.program, self.runtime)
+        return self._scope
 
     # What the recorder of its effects needs of it.
 

@@ -1,9 +1,9 @@
-"""Beats for the tasks that are held, from a thread of its own: a program that keeps the event loop busy keeps its tasks.
+"""Beats for the tasks that are held, from a thread of its own: whoever keeps the event loop busy keeps its tasks.
 
 The thread has its own connection, made when the first task is held for long enough to need a beat. When the loop is
-blocked it says where, breaks the loop's connection so that the server looks elsewhere, hands back what has not begun and
-answers the doors in the loop's place. When a run outlives its time on a blocked loop, it commits the failure itself and
-ends the process, because nothing inside can.
+blocked it says where, breaks the loop's connection so that the server looks elsewhere, hands back what has not begun
+and answers the doors in the loop's place. When a run outlives its time on a blocked loop, it commits the failure itself
+and ends the process, because nothing inside can.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class Watch:
         now = time.monotonic()
         if now - self._said > 10:
             self._said = now
-            logger.warning("the event loop of %s has stood still for %.1f s, %s", self._worker.agent, seconds, self._place())
+            agent, place = self._worker.agent, self._place()
+            logger.warning("the event loop of %s has stood still for %.1f s, %s", agent, seconds, place)
 
     def _place(self) -> str:
         frame = sys._current_frames().get(self._loop_thread)

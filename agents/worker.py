@@ -235,11 +235,11 @@ class Worker:
             run.expires = min(run.expires, run.started + left)
         wanted = headers.get(h.ASSIGNMENT)
         if wanted is not None and wanted != self.assignment:
-            raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; `dspex vars {self.name}` shows what it has")
+            raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
     async def _execute(self, run: Run, input: Any) -> bytes:
         program = self.program
-        begin(self.name, run.runtime)
+        begin(run)
         try:
             if self._pool is None:
                 value = await program.predict(input)
@@ -254,7 +254,8 @@ class Worker:
         except (Suspended, Superseded, LogError):
             raise
         except Diverged as error:
-            raise ProgramFailed(f"{self.name} has changed while the task was under way: {error}", type="Diverged") from None
+            message = f"{self.name} has changed while the task was under way: {error}"
+            raise ProgramFailed(message, type="Diverged") from None
         except asyncio.CancelledError as error:
             if run.suspended:
                 raise Suspended from None
@@ -397,7 +398,8 @@ class Worker:
         while True:
             await asyncio.sleep(SWEEP)
             self.pulse = now = time.monotonic()
-            for run in [run for run in self.running.values() if run.expires <= now and not (run.abandoned or run.settling)]:
+            late = [run for run in self.running.values() if run.expires <= now]
+            for run in [run for run in late if not (run.abandoned or run.settling)]:
                 self._expire(run)
             if self.stuck and (not self.running or self.stuck >= self._slots):
                 self._on_worn(f"{self.stuck} runs go on although their time is over, and cannot be stopped")
@@ -425,7 +427,8 @@ class Worker:
 
 def _program_failed(name: str, error: BaseException) -> ProgramFailed:
     """What the client is told: the kind of error. Its words may hold anything, so they stay in the log."""
-    failure = ProgramFailed(f"{name} raised {type(error).__name__}; its events have the details", type=type(error).__name__)
+    kind = type(error).__name__
+    failure = ProgramFailed(f"{name} raised {kind}; its events have the details", type=kind)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure.detail = f"{type(error).__name__}: {_words(error)[:1000]}{place}"

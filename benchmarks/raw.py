@@ -13,18 +13,20 @@ import time
 import nats
 import uvloop
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 
 STREAM, CONSUMER, SUBJECT = "RAWQ", "work", "raw.work"
+REPLY = b'{"text":"a question of the usual length, more or less"}'
 
 
-async def work_queue(url: str, count: int) -> dict[str, float]:
+async def pull(url: str, count: int) -> dict[str, float]:
     """Drain a preloaded JetStream work queue: overlapping pulls, decode JSON, send one reply a task, acknowledge."""
     client = await nats.connect(url)
     done = asyncio.Event()
     seen = asked = 0
     first = 0.0
     inbox = client.new_inbox()
-    pull = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
+    pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
     body = json.dumps({"batch": 200, "expires": 20_000_000_000}).encode()
 
     async def handle(message: Msg) -> None:
@@ -35,18 +37,62 @@ async def work_queue(url: str, count: int) -> dict[str, float]:
             first = time.perf_counter()
         json.loads(message.data)
         seen += 1
-        await client.publish("raw.reply", b'{"text":"a question of the usual length, more or less"}')
+        await client.publish("raw.reply", REPLY)
         await client.publish(message.reply, b"+ACK")
         if asked - seen <= 200 and asked < count:
             asked += 200
-            await client.publish(pull, body, reply=inbox)
+            await client.publish(pull_subject, body, reply=inbox)
         if seen == count:
             done.set()
 
     await client.subscribe(inbox, cb=handle)
     asked = 400
-    await client.publish(pull, body, reply=inbox)
-    await client.publish(pull, body, reply=inbox)
+    await client.publish(pull_subject, body, reply=inbox)
+    await client.publish(pull_subject, body, reply=inbox)
+    await done.wait()
+    await client.flush()
+    seconds = time.perf_counter() - first
+    await client.close()
+    return {"per_second": count / seconds}
+
+
+async def fetch(url: str, count: int) -> dict[str, float]:
+    """The same with nats-py's own pull subscription, a hundred at a time."""
+    client = await nats.connect(url)
+    subscription = await client.jetstream().pull_subscribe_bind(CONSUMER, STREAM)
+    seen, first = 0, time.perf_counter()
+    while seen < count:
+        for message in await subscription.fetch(100):
+            json.loads(message.data)
+            await client.publish("raw.reply", REPLY)
+            await message.ack()
+            seen += 1
+    await client.flush()
+    seconds = time.perf_counter() - first
+    await client.close()
+    return {"per_second": count / seconds}
+
+
+async def push(url: str, count: int) -> dict[str, float]:
+    """The same with nats-py's push subscription and a callback."""
+    client = await nats.connect(url)
+    done = asyncio.Event()
+    seen, first = 0, 0.0
+
+    async def handle(message: Msg) -> None:
+        nonlocal seen, first
+        first = first or time.perf_counter()
+        json.loads(message.data)
+        await client.publish("raw.reply", REPLY)
+        await message.ack()
+        seen += 1
+        if seen == count:
+            done.set()
+
+    config = ConsumerConfig(max_ack_pending=65_536)
+    await client.jetstream().subscribe(
+        SUBJECT, queue=CONSUMER, durable=CONSUMER, cb=handle, manual_ack=True, config=config
+    )
     await done.wait()
     await client.flush()
     seconds = time.perf_counter() - first
@@ -98,7 +144,7 @@ async def responder(url: str, count: int) -> dict[str, float]:
 
 def main() -> None:
     kind, url, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    work = {"work_queue": work_queue, "queue_group": queue_group, "responder": responder}[kind]
+    work = {"pull": pull, "fetch": fetch, "push": push, "queue_group": queue_group, "responder": responder}[kind]
     print(json.dumps(uvloop.run(work(url, count))), flush=True)
 
 

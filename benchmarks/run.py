@@ -70,24 +70,27 @@ def median(values: list[float]) -> float:
 
 
 def bench_tasks(rounds: int, count: int, say: Callable[..., None]) -> dict[str, Any]:
-    ours, queue, group = [], [], []
+    """One agent beside four ways to write the same worker with nats-py alone; each drains a queue that is full."""
+    found: dict[str, list[float]] = {"dspex": [], "fetch": [], "push": [], "pull": [], "group": []}
     for _ in range(rounds):
-        ours.append(uvloop.run(durable_tasks(count)))
-        queue.append(uvloop.run(raw_work_queue(count)))
-        group.append(uvloop.run(raw_queue_group(count)))
-    figures = {
-        "durable_tasks_per_second": median(ours),
-        "raw_work_queue_per_second": median(queue),
-        "raw_queue_group_per_second": median(group),
-        "ratio_to_work_queue": median([a / b for a, b in zip(ours, queue, strict=True)]),
-        "ratio_to_queue_group": median([a / b for a, b in zip(ours, group, strict=True)]),
+        found["dspex"].append(uvloop.run(durable_tasks(count)))
+        for kind in ("fetch", "push", "pull"):
+            found[kind].append(uvloop.run(raw_work_queue(kind, count)))
+        found["group"].append(uvloop.run(raw_queue_group(count)))
+    say("\ntasks per second of one worker                                            each      dspex / it")
+    rows = {
+        "dspex": "dspex: validated, two events a task in the log, compare-and-set",
+        "fetch": "nats-py, work queue, fetch(100), one reply and one ack a task",
+        "push": "nats-py, work queue, callback, one reply and one ack a task",
+        "pull": "nats-py, work queue, overlapping pulls by hand, the same",
+        "group": "nats-py, core queue group, one reply a task, nothing stored",
     }
-    say(f"\ndurable tasks of one agent (validated, two events each in the log, compare-and-set)  {median(ours):>9,.0f}/s")
-    say(f"raw nats-py, JetStream work queue, decode JSON, one reply a task, no events           {median(queue):>9,.0f}/s"
-        f"   ratio {figures['ratio_to_work_queue']:.2f}")
-    say(f"raw nats-py, core queue group, decode JSON, one reply a task, nothing stored          {median(group):>9,.0f}/s"
-        f"   ratio {figures['ratio_to_queue_group']:.2f}")
-    return figures
+    ratios = {
+        name: median([a / b for a, b in zip(found["dspex"], rates, strict=True)]) for name, rates in found.items()
+    }
+    for name, label in rows.items():
+        say(f"{label:<66} {median(found[name]):>9,.0f} {ratios[name]:>12.2f}")
+    return {"per_second": {name: median(rates) for name, rates in found.items()}, "ratios": ratios}
 
 
 async def durable_tasks(count: int) -> float:
@@ -136,18 +139,19 @@ async def completion_rate(url: str, count: int) -> float:
     return (count - 1) / (max(times) - min(times))
 
 
-async def raw_work_queue(count: int) -> float:
+async def raw_work_queue(kind: str, count: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         server.start()
         client = await nats.connect(server.url)
         js = client.jetstream()
         await js.add_stream(name="RAWQ", subjects=["raw.work"], retention="workqueue")
-        await js.add_consumer("RAWQ", durable_name="work", ack_policy="explicit", max_ack_pending=65_536)
+        if kind != "push":
+            await js.add_consumer("RAWQ", durable_name="work", ack_policy="explicit", max_ack_pending=65_536)
         await client.close()
         await preload(server.url, "raw.work", count)
         try:
-            return await asyncio.to_thread(lambda: raw("work_queue", server.url, count)["per_second"])
+            return await asyncio.to_thread(lambda: raw(kind, server.url, count)["per_second"])
         finally:
             server.stop()
 
@@ -171,7 +175,7 @@ async def raw_queue_group(count: int) -> float:
 
 def start_raw(kind: str, url: str, count: int) -> subprocess.Popen[str]:
     process = subprocess.Popen([sys.executable, str(RAW), kind, url, str(count)], stdout=subprocess.PIPE, text=True)
-    if kind != "work_queue":
+    if kind in ("queue_group", "responder"):
         assert process.stdout
         process.stdout.readline()
     return process
@@ -199,7 +203,9 @@ def bench_ask(rounds: int, count: int, say: Callable[..., None]) -> dict[str, An
     ratio = median([ours[0] / base[0] for ours, base in zip(found["process"], found["raw"], strict=True)])
     say("\nlatency, one at a time                         p50          p99")
     for name, label in (
-        ("raw", "raw nats-py request/reply"), ("process", 'ask, durability "process"'), ("power", 'ask, durability "power"'),
+        ("raw", "raw nats-py request/reply"),
+        ("process", 'ask, durability "process"'),
+        ("power", 'ask, durability "power"'),
     ):
         say(f"{label:<40} {figures[name]['p50_ms']:>8.3f} ms {figures[name]['p99_ms']:>9.3f} ms")
     say(f'ask ("process") beside raw, p50: {ratio:.2f} times')
@@ -274,15 +280,20 @@ async def life(rounds: int, agents: int, say: Callable[..., None]) -> dict[str, 
             memory = [pss(pid) for pid in pids]
     del moved
     figures = {
-        "system_start_ms": median(cold), "fork_to_serving_ms": born, "restart_after_kill_ms": median(restarts),
-        "agents": agents, "agents_start_s": many, "agents_pss_mib": sum(memory) / 2**20,
+        "system_start_ms": median(cold),
+        "fork_to_serving_ms": born,
+        "restart_after_kill_ms": median(restarts),
+        "agents": agents,
+        "agents_start_s": many,
+        "agents_pss_mib": sum(memory) / 2**20,
         "agent_pss_mib": median([m / 2**20 for m in memory]),
     }
     say(f"\nsystem, from nothing to serving                     {figures['system_start_ms']:>8.0f} ms")
     say(f"agent, from fork to serving                         {born:>8.0f} ms")
     say(f"agent, from kill -9 to its successor serving        {figures['restart_after_kill_ms']:>8.0f} ms")
     say(f"{agents} agents, from nothing to all serving              {many:>8.2f} s")
-    say(f"{agents} agents, memory (PSS): all {figures['agents_pss_mib']:.0f} MiB, each {figures['agent_pss_mib']:.1f} MiB")
+    each, all_of_them = figures["agent_pss_mib"], figures["agents_pss_mib"]
+    say(f"{agents} agents, memory (PSS): all {all_of_them:.0f} MiB, each {each:.1f} MiB")
     return figures
 
 
@@ -348,7 +359,8 @@ def bench_import(rounds: int, say: Callable[..., None]) -> dict[str, Any]:
         ours.append(timed("-c", "import dspex"))
         helped.append(timed("-m", "dspex", "--help"))
     figures = {"python_ms": median(bare), "import_dspex_ms": median(ours), "help_ms": median(helped)}
-    say(f"\npython -c pass {median(bare):.0f} ms, import dspex {median(ours):.0f} ms, dspex --help {median(helped):.0f} ms")
+    python, imported, help_shown = (f"{value:.0f} ms" for value in figures.values())
+    say(f"\npython -c pass {python}, import dspex {imported}, dspex --help {help_shown}")
     return figures
 
 

@@ -84,7 +84,8 @@ class Client:
                 away = time.monotonic() - started
                 sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
                 if wait is not None and away >= wait:
-                    raise ConnectionFailed(f"{sentence}; start one with `dspex up`, or name yours with --nats URL") from None
+                    remedy = "start one with `dspex up`, or name yours with --nats URL"
+                    raise ConnectionFailed(f"{sentence}; {remedy}") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
                 await asyncio.sleep(min(0.1 if wait is not None else 0.5, 0.5))
                 client._wire = Wire()
@@ -178,7 +179,7 @@ class Client:
             raise ConnectionFailed(f"the NATS server does not answer ({_reason(error)})") from None
 
     def cut(self) -> None:
-        """Break the connection, from any thread: when the loop stands still, the server should know. It connects again."""
+        """Break the connection, from any thread, so that the server knows that our loop stands still."""
         self._wire.cut()
 
     async def close(self) -> None:
@@ -212,7 +213,9 @@ class Client:
         # A frame is a little more than its payload; only one near a limit is looked at closely.
         if len(frame) > self._wire._max_payload or len(subject) + len(reply) > MAX_SUBJECTS:
             if len(subject) + len(reply) > MAX_SUBJECTS:
-                raise ValueError(f"subject and reply have {len(subject) + len(reply):,} bytes, more than a server takes")
+                raise ValueError(
+                    f"subject and reply have {len(subject) + len(reply):,} bytes, more than a server takes"
+                )
             size = len(frame) - len(subject) - len(reply) - FRAME if headers else len(data)
             if size > self._wire._max_payload:
                 raise ValueError(f"{size:,} bytes are more than the server's limit of {self._wire._max_payload:,}")

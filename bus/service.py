@@ -189,11 +189,15 @@ class Service:
 
     def _stats(self) -> dict[str, Any]:
         extra = {"data": self._data()} if self._data else {}
-        return self.identity | extra | {
-            "type": "io.nats.micro.v1.stats_response",
-            "started": self._started,
-            "endpoints": [endpoint.stats() for endpoint in self.endpoints],
-        }
+        return (
+            self.identity
+            | extra
+            | {
+                "type": "io.nats.micro.v1.stats_response",
+                "started": self._started,
+                "endpoints": [endpoint.stats() for endpoint in self.endpoints],
+            }
+        )
 
 
 def _refuse(request: Request, error: Exception) -> None:

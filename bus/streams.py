@@ -115,7 +115,9 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
     }
 
 
-async def jetstream_api(connection: Connection, verb: str, body: object = None, timeout: float = 10.0) -> dict[str, Any]:
+async def jetstream_api(
+    connection: Connection, verb: str, body: object = None, timeout: float = 10.0
+) -> dict[str, Any]:
     """One call of the JetStream API. The reply's `error` is left for the caller; LogError when nobody answers."""
     data = b"" if body is None else msgspec.json.encode(body)
     try:

@@ -103,13 +103,14 @@ class _Parser(NatsParser):
 
     def __init__(self, wire: Wire) -> None:
         self._parts: list[bytes] = []
-        self._have = self._need = 0
+        self._have = self._need = self._lives = 0
         super().__init__(wire)
 
     def reset(self) -> None:
         super().reset()
         self._parts = []
         self._have = self._need = 0
+        self._lives += 1
 
     async def parse(self, data: bytes = b"") -> None:
         self._parts.append(data)
@@ -117,14 +118,17 @@ class _Parser(NatsParser):
         if self._have < self._need:
             return  # a large message is still on its way: collect, and join once
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        life = self._lives
         position = await self._messages(data)
+        if life != self._lives:
+            return  # a line ended the connection: what is left belongs to no other
         rest = data[position:]
         self._parts = [rest] if rest else []
         self._have = len(rest)
 
     async def _messages(self, data: bytes) -> int:
         """Handle the complete messages and lines in `data`; return where the first incomplete one begins."""
-        taps = self.nc.taps
+        taps, life = self.nc.taps, self._lives
         find = data.find
         position, end = 0, len(data)
         self._need = 0
@@ -144,8 +148,8 @@ class _Parser(NatsParser):
             else:
                 await super().parse(data[position : line_end + 2])
                 position = line_end + 2
-                if self.nc.is_closed or (not self._parts and not self._have):
-                    break  # the line ended the connection, or reset us
+                if life != self._lives or self.nc.is_closed:
+                    break
                 continue
             begin = line_end + 2
             stop = begin + int(fields[-1])
@@ -203,7 +207,7 @@ class Wire(NatsClient):
     def _check(self, size: int) -> None:
         if self._status == NatsClient.CLOSED:
             raise ConnectionFailed("the connection to NATS is closed")
-        if self._pending_data_size + size > MAX_BUFFERED:
+        if self._pending_data_size and self._pending_data_size + size > MAX_BUFFERED:
             raise ConnectionFailed(f"NATS takes nothing: {MAX_BUFFERED >> 20} MiB wait to be sent")
 
     def push(self) -> None:
@@ -230,7 +234,7 @@ class Wire(NatsClient):
             transport.close()
 
     def cut(self) -> None:
-        """Break the connection. For another thread, while ours does not run: everything else here is not for threads."""
+        """Break the connection. This one is for another thread, while ours does not run."""
         writer = getattr(self._transport, "_io_writer", None)
         link = writer.transport.get_extra_info("socket") if writer is not None else None
         with suppress(OSError, ValueError):

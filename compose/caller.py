@@ -32,7 +32,9 @@ class Caller:
         self.client, self.subjects = client, Subjects(prefix)
 
     @classmethod
-    async def connect(cls, url: str, *, prefix: str = "dspex", wait: float | None = 2.0, credentials: str | None = None) -> Self:
+    async def connect(
+        cls, url: str, *, prefix: str = "dspex", wait: float | None = 2.0, credentials: str | None = None
+    ) -> Self:
         """Connect to an installation. Raises ConnectionFailed."""
         return cls(await Client.connect(url, name="dspex caller", wait=wait, credentials=credentials), prefix)
 
@@ -52,7 +54,9 @@ class Caller:
         reply = await self._request(self._door("ask", program), body, timeout, headers)
         return reply.data, reply.headers.get(h.TASK, "")
 
-    async def submit(self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None) -> str:
+    async def submit(
+        self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Store a task and return its id; from then on it cannot be lost."""
         fields = dict(headers or {})
         if key is not None:
@@ -157,10 +161,11 @@ class Caller:
 
     async def programs(self) -> list[str]:
         """The names of the programs that have doors here, whether or not an agent serves them now."""
-        return sorted({name for answer in await self.gather() for name in (answer.get("data") or {}).get("programs", ())})
+        answers = await self.gather()
+        return sorted({name for answer in answers for name in (answer.get("data") or {}).get("programs", ())})
 
     async def processes(self) -> list[dict[str, Any]]:
-        """Everything that runs, one dict a process, as `dspex ps --json` shows it; supervised ones that are down too."""
+        """Everything that runs, also what is supervised and down; one dict a process, as `dspex ps --json` shows it."""
         found: dict[str, dict[str, Any]] = {}
         for answer in await self.gather():
             data = answer.get("data") or {}

@@ -191,7 +191,8 @@ def _check_names(programs: Sequence[type[Program]]) -> None:
     for program in programs:
         other = seen.setdefault(program.name, program)
         if other is not program:
-            raise DspexError(f"{other.__name__} and {program.__name__} are both called {program.name}; name one of them")
+            both = f"{other.__name__} and {program.__name__}"
+            raise DspexError(f"{both} are both called {program.name}; name one of them")
 
 
 def logging_to_stderr(debug: bool = False) -> None:

@@ -54,9 +54,9 @@ _encode = msgspec.json.Encoder().encode
 _quoted = lru_cache(maxsize=1024)(_encode)
 
 
-def _kind(name: str, schema: int) -> tuple[bytes, bytes]:
-    """A type's name and its dataschema, as JSON strings."""
-    return _encode(name), _encode(f"urn:dspex:{name}:{schema}")
+def _kind(name: str, schema: int) -> bytes:
+    """A type's name and, behind it, its dataschema."""
+    return b'%b,"dataschema":%b' % (_encode(name), _encode(f"urn:dspex:{name}:{schema}"))
 
 
 _KINDS = {kind: _kind(name, kind.schema) for name, kind in PAYLOADS.items()}
@@ -77,24 +77,45 @@ def _to_the_second(second: int) -> str:
 
 def encode_event(event: Event) -> bytes:
     """The event as it travels and is stored: one CloudEvent in JSON."""
+    return _encoded(event, *_shared(event))
+
+
+def encode_commit(events: Sequence[Event]) -> bytes:
+    """One commit's bytes: a JSON array of CloudEvents."""
+    common, (before, between) = _common(events[0]), _shared(events[0])
+    parts = []
+    for event in events:
+        if _common(event) != common:  # never so for commits that are made here
+            before, between = _shared(event)
+            common = _common(event)
+        parts.append(_encoded(event, before, between))
+    return b"[%b]" % b",".join(parts)
+
+
+# Put together by hand because it is on the path of every task; what may need escaping goes through the encoder.
+
+
+def _common(event: Event) -> tuple[str, ...]:
+    return event.time, event.aggregate, event.source, event.correlation, event.causation
+
+
+def _shared(event: Event) -> tuple[bytes, bytes]:
+    """What an event has in common with the others of its commit: up to the version in the id, and behind the type."""
+    name = event.aggregate.encode()
+    between = b',"source":%b,"time":"%b","aggregate":"%b","correlationid":%b,"causationid":%b,"version":' % (
+        _quoted(event.source), event.time.encode(), name, _quoted(event.correlation), _quoted(event.causation),
+    )  # fmt: skip
+    return b'{"specversion":"1.0","id":"%b/' % name, between
+
+
+def _encoded(event: Event, before: bytes, between: bytes) -> bytes:
     data = event.data
     if isinstance(data, UnknownEvent):
         kind, body = _kind(data.type, 0), bytes(data.data)
     else:
         kind, body = _KINDS[type(data)], _encode(data)
-    # Put together by hand because it is on the path of every task; what may need escaping goes through the encoder.
-    return (
-        b'{"specversion":"1.0","id":"%b/%d","source":%b,"type":%b,"time":"%b","aggregate":"%b","version":%d,'
-        b'"correlationid":%b,"causationid":%b,"dataschema":%b,"data":%b}'
-    ) % (
-        (name := event.aggregate.encode()), event.version, _quoted(event.source), kind[0], event.time.encode(), name,
-        event.version, _quoted(event.correlation), _quoted(event.causation), kind[1], body,
-    )  # fmt: skip
-
-
-def encode_commit(events: Sequence[Event]) -> bytes:
-    """One commit's bytes: a JSON array of CloudEvents."""
-    return b"[%b]" % b",".join([encode_event(event) for event in events])
+    version = event.version
+    return b'%b%d","type":%b%b%d,"data":%b}' % (before, version, kind, between, version, body)
 
 
 def decode_commit(body: bytes, position: int = 0) -> list[Event]:

@@ -41,8 +41,8 @@ R = TypeVar("R")
 class Scope:
     """One branch of a run: what was asked in it so far.
 
-    `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed, because
-    most programs ask for nothing.
+    `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed,
+    because most programs ask for nothing.
     """
 
     # Set on the class, not in each instance: every task has a scope, and few ask it for anything.
@@ -53,6 +53,10 @@ class Scope:
 
     def __init__(self, program: str, make: Callable[[], Runtime]) -> None:
         self.program, self._make = program, make
+
+    @property
+    def scope(self) -> Scope:
+        return self
 
     @property
     def runtime(self) -> Runtime:
@@ -118,21 +122,27 @@ class Runtime(Protocol):
         """A number that is the same whenever this task comes to this place."""
 
 
-_scope: ContextVar[Scope | None] = ContextVar("dspex_scope", default=None)
+_scope: ContextVar[Scoped | None] = ContextVar("dspex_scope", default=None)
 _module: ContextVar[str] = ContextVar("dspex_module", default="")
 _idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
 
 
-def begin(program: str, make: Callable[[], Runtime]) -> Scope:
-    """Make what follows in this context a run of `program`; `make` gives its runtime when an effect is first asked for."""
-    scope = Scope(program, make)
-    _scope.set(scope)
-    return scope
+class Scoped(Protocol):
+    """What has a scope: a scope itself, or a run that makes its own when it is asked."""
+
+    @property
+    def scope(self) -> Scope: ...
+
+
+def begin(run: Scoped) -> None:
+    """Make what follows in this context part of a run."""
+    _scope.set(run)
 
 
 def here() -> Scope | None:
     """The branch of the run that this code is part of; None outside of one."""
-    return _scope.get()
+    run = _scope.get()
+    return None if run is None else run.scope
 
 
 @contextmanager
@@ -150,7 +160,7 @@ def entered(segment: str) -> Iterator[None]:
 
 def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
-    scope = _scope.get()
+    scope = here()
     if scope is not None:
         context = options.pop("context", None) or copy_context()
         context.run(_scope.set, scope.branch())

@@ -193,7 +193,7 @@ PAYLOADS: dict[str, type[Payload]] = {
 }  # fmt: skip
 
 
-class Event(Struct, frozen=True, kw_only=True):
+class Event(Struct, frozen=True):
     """One event. `version` counts within the aggregate, from 1; a door message's own event has version 0.
 
     `time` is RFC 3339 in UTC; `source` is who wrote it; `correlation` and `causation` are log positions or ids.

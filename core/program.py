@@ -27,7 +27,7 @@ from dspex.core.signature import bus_name, check_limits, check_predict, is_abstr
 from dspex.core.space import Assignment, Space, canonical
 from dspex.core.variables import JsonScalar
 
-ASYNC_SLOTS = 64
+ASYNC_SLOTS = 256
 SYNC_SLOTS = 4
 
 
@@ -68,7 +68,7 @@ class Program:
     """Whether and when a task is tried again after predict raised; None: an error is the end."""
 
     concurrency: ClassVar[int | None] = None
-    """Tasks at once per agent; None is 64 for an async predict, 4 for a plain one."""
+    """Tasks at once per agent; None is 256 for an async predict, 4 for a plain one."""
 
     is_async: ClassVar[bool]
     """Whether predict is `async def`."""

@@ -1,4 +1,4 @@
-"""Running a task again from its events: every effect is looked up, none is performed, and the first difference is named.
+"""Running a task again from its events: effects are looked up, none is performed, the first difference is named.
 
 The same bytes come out, or the report says where today's code and the record part: an effect that was not recorded
 ("added"), one that was recorded and not asked for ("removed"), other arguments, another order, another output.
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dspex.core.effects import Call, Diverged, begin, outcome_of
+from dspex.core.effects import Call, Diverged, Scope, begin, outcome_of
 from dspex.core.errors import DspexError, InvalidInput, ProgramFailed, TaskError
 from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskRetried
 from dspex.core.program import Program
@@ -76,7 +76,7 @@ async def _run(program: Program, input: Any, runtime: _Lookup) -> bytes:
     """In a task of its own, so that the run's scope is not left behind in the caller's context."""
 
     async def work() -> bytes:
-        begin(program.name, lambda: runtime)
+        begin(Scope(program.name, lambda: runtime))
         if program.is_async:
             value = await program.predict(input)
         else:

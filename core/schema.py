@@ -172,7 +172,7 @@ class Schema(BaseModel, metaclass=SchemaMeta):
             # The parser takes NaN and Infinity, which are not JSON, where a field's type lets them pass.
             if b"NaN" in body or b"Infinity" in body:
                 from_json(body, allow_inf_nan=False)
-            return cls.model_validate_json(body, strict=True)
+            return cast(Self, cls.__pydantic_validator__.validate_json(body, strict=True))
         except ValidationError as error:
             raise InvalidInput(_body_problem(body, error, cls)) from None
         except ValueError as error:

@@ -46,7 +46,7 @@ class TaskState:
     message: str = ""
     of: str = ""
     seconds: float = 0.0
-    head: Head = Head()
+    head: Head = Head()  # noqa: RUF009 - frozen
 
     @property
     def ended(self) -> bool:

@@ -108,7 +108,7 @@ class SqliteLog:
 
         Raises LogError when the file is no log of ours, is written by another process, or cannot be used.
         """
-        path = Path(path).absolute()
+        path = Path(path).absolute()  # noqa: ASYNC240 - asks nobody
         lock = None if readonly else _lock_file(path)
         opened: list[aiosqlite.Connection] = []
         try:

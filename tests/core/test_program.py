@@ -275,7 +275,7 @@ def test_slots_follow_predict_unless_given() -> None:
         concurrency = 2
         timeout = 5
 
-    assert (Shout.slots(), Whisper.slots(), Narrow.slots()) == (4, 64, 2)
+    assert (Shout.slots(), Whisper.slots(), Narrow.slots()) == (4, 256, 2)
     assert (Shout.is_async, Whisper.is_async, Shout.timeout, Shout.attempts) == (False, True, 300.0, 3)
 
 

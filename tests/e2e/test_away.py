@@ -9,12 +9,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from tests.e2e.running import Running, until
 
 from dspex.bus.client import Client
 from dspex.bus.server import Server, free_port
 from dspex.compose.caller import Caller
 from dspex.core.errors import ConnectionFailed
-from tests.e2e.running import Running, until
 
 NOBODY = re.compile(r"^\d\d:\d\d:\d\d WARNING no NATS server answers at nats://127\.0\.0\.1:\d+[^\n]*$", re.MULTILINE)
 

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import pytest
 from nats.errors import NoRespondersError
 from nats.js.errors import NoStreamResponseError
-
 from tests.e2e.plain import Plain
 from tests.e2e.running import Running
 

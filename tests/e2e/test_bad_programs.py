@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from tests.e2e.plain import Plain, Reply
 from tests.e2e.running import Running
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-
 from tests.e2e.plain import Plain
 from tests.e2e.running import Running
 

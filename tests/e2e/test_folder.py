@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.e2e.plain import WRONG
-from tests.e2e.running import Running, children, until
+from tests.e2e.running import Running
 
 
 def check_refused(system: Running, *words: str) -> None:

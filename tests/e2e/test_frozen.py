@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from msgspec import Raw
+from tests.e2e.plain import Plain
+from tests.e2e.running import Running
 
 from dspex.bus.client import Client
 from dspex.core.codec import rfc3339
@@ -16,8 +18,6 @@ from dspex.core.events import Event, Head, TaskClaimed, TaskCompleted
 from dspex.core.ports import Appended, Conflict
 from dspex.core.subjects import Subjects
 from dspex.store.jetstream import JetStreamLog
-from tests.e2e.plain import Plain
-from tests.e2e.running import Running
 
 PLANS = [("Nap", 2)]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-
 from tests.e2e.plain import Plain
 from tests.e2e.running import HERE, Running
 

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable
 
 import pytest
-
 from tests.e2e.plain import WRONG, Plain, Story
 from tests.e2e.running import Running, gone, until
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-
 from tests.e2e.running import Running, gone, until
 
 

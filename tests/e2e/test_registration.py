@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from dspex.bus.server import Server
 from tests.e2e.plain import Plain
 from tests.e2e.running import Running
+
+from dspex.bus.server import Server
 
 MANY = 40
 

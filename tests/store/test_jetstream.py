@@ -201,7 +201,7 @@ async def test_a_server_that_is_gone_is_a_log_error_in_the_end(server: Server, m
         with pytest.raises(LogError, match="unknown"):
             await log.store(subjects.door("task", "qabot"), b"{}", {})
         await asyncio.to_thread(server.start)
-        while not wire.inner.connected:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        while not wire.inner.connected:  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
 
 
