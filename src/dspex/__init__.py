@@ -23,8 +23,8 @@ _HOME = {
     ),
     "dspex.core.errors": (
         "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound", "ProgramFailed",
-        "TaskError", "Unavailable",
+        "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
+        "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.system": ("System",),
 }  # fmt: skip
