@@ -18,7 +18,7 @@ import uvloop
 
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
-from dspex.agents.link import Link
+from dspex.agents.link import Link, beat
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
@@ -151,7 +151,9 @@ class _Agent:
         self._say("serving")
         started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
         await self._record(log, started)
+        beating = asyncio.create_task(beat(self.link), name="dspex-beat")
         await self.stopping.wait()
+        beating.cancel()
         self._say("draining")
         service.stop()
         await worker.drain(self.grace)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from typing import Any
 
 import msgspec
 
-__all__ = ["Link", "link_pair"]
+__all__ = ["Link", "beat", "link_pair"]
 
 MAX_LINE = 1 << 20
 
@@ -66,6 +67,13 @@ class Link:
         self.open = False
         with contextlib.suppress(OSError):
             self._socket.close()
+
+
+async def beat(link: Link) -> None:
+    """Show the supervisor, once a second, that the event loop turns."""
+    while link.open:
+        link.send({"beat": True})
+        await asyncio.sleep(1.0)
 
 
 def link_pair() -> tuple[Link, Link]:

@@ -18,7 +18,7 @@ import msgspec
 import uvloop
 
 from dspex.agents.journal import events_for, head_of, record
-from dspex.agents.link import Link
+from dspex.agents.link import Link, beat
 from dspex.agents.reader import Reader
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
 from dspex.bus import streams
@@ -108,7 +108,7 @@ class _Registrar:
         )  # fmt: skip
         Reader(client, log, subjects, service)
         service.announce()
-        tasks = [asyncio.create_task(self._lead(client, service)), asyncio.create_task(self._speak())]
+        tasks = [asyncio.create_task(work) for work in (self._lead(client, service), self._speak(), beat(self.link))]
         stop = asyncio.create_task(self.stopping.wait())
         done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
         service.stop()

@@ -33,6 +33,8 @@ EXIT_RECYCLE = 75
 EXIT_REFUSED = 76
 """A child that cannot be what it was meant to be; it has said why. It is not started again."""
 STABLE = 10.0
+BEAT, SILENCE = 1.0, 5.0
+"""Seconds between the beats of a child, and after which one that has not beaten is called silent."""
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0
 MAX_NOTICES = 1000
 CloseOthers = Callable[[], None]
@@ -67,6 +69,7 @@ class _State:
     state: str = "starting"
     restarts: int = 0
     started: float = 0.0
+    heard: float = 0.0
     quick: int = 0
     due: float | None = None
     why: str = ""
@@ -132,6 +135,7 @@ class Supervisor:
     _number: int = 0
     _heard: int = 0
     _token: str = field(default_factory=lambda: secrets.token_hex(4))
+    _beaten: float = 0.0
     _stopping: bool = False
     _hurry: bool = False
     _changed: bool = True
@@ -181,14 +185,26 @@ class Supervisor:
     def _tick(self, wake: socket.socket) -> None:
         now = time.monotonic()
         due = [state.due for state in self._states if state.due is not None]
-        timeout = max(0.0, min(due) - now) if due else (0.5 if self._notices and self.voice else 5.0)
+        timeout = max(0.0, min(due) - now) if due else (0.5 if self._notices and self.voice else BEAT)
         self._poll(wake, timeout)
         self._reap()
         now = time.monotonic()
         for state in self._states:
             if state.due is not None and state.due <= now and not self._stopping:
                 self._start(state)
+        self._listen(now)
         self._report()
+
+    def _listen(self, now: float) -> None:
+        """Beat, as every child does; say which child has not for a while. It is not killed: it may only be frozen."""
+        if self.parent and self.parent.open and now - self._beaten >= BEAT:
+            self._beaten = now
+            self.parent.send({"beat": True})
+        for state in self._states:
+            if state.link and state.state == "serving" and now - state.heard > SILENCE:
+                state.state = "silent"
+                self._changed = True
+                self._tell("silent", state, reason=f"no beat for {SILENCE:.0f} s")
 
     def _poll(self, wake: socket.socket, timeout: float) -> None:
         for key, _ in self._selector.select(timeout):
@@ -206,7 +222,7 @@ class Supervisor:
 
     def _start(self, state: _State) -> None:
         state.due = None
-        state.started = time.monotonic()
+        state.started = state.heard = time.monotonic()
         state.state = "starting"
         self._changed = True
         try:
@@ -247,6 +263,10 @@ class Supervisor:
         link = state.link
         assert link
         for message in link.receive():
+            state.heard = time.monotonic()
+            if state.state == "silent":
+                state.state = "serving"
+                self._changed = True
             if "state" in message and not self._stopping:
                 state.state = message["state"]
                 self._changed = True

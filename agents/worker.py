@@ -105,11 +105,11 @@ class Worker:
         tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
         wakes = Puller(
             self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
-            lambda it: self._spawn(self._wake(it, wakes)),
+            lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
-            lambda it: self._spawn(self._signal(it, signals)),
+            lambda it: self._spawn(self._signal(it, signals), bounded=False),
         )  # fmt: skip
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
@@ -150,7 +150,7 @@ class Worker:
         woken = None
         try:
             woken = await self.waiting.woken(wake)
-        except LogError as error:
+        except (LogError, ConnectionFailed) as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
             return
@@ -163,7 +163,7 @@ class Worker:
     async def _signal(self, delivery: Delivery, puller: Puller) -> None:
         try:
             await self.waiting.receive(delivery)
-        except LogError as error:
+        except (LogError, ConnectionFailed) as error:
             logger.warning("a signal will be delivered again: %s", error)
         finally:
             puller.release()

@@ -111,7 +111,11 @@ class Puller:
             return
         self._asked = max(0, self._asked - 1)
         self._held += 1
-        self._handler(Delivery(message))
+        try:
+            self._handler(Delivery(message))
+        except Exception:
+            logger.exception("a delivery could not be taken; it will come again")
+            self._held -= 1
         if not self._asked and self._running:
             self._ask()
 

@@ -1,0 +1,276 @@
+"""A supervisor and its children, as processes: who is started again, who is not, and in which order all end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspex.agents.supervisor import exit_reason
+
+SCRIPT = Path(__file__).with_name("supervise.py")
+Line = dict[str, Any]
+
+
+class Family:
+    """A supervisor in a process of its own, and what it and its children have said."""
+
+    def __init__(self, *children: str, grace: float = 10.0, below: bool = False) -> None:
+        command = [sys.executable, str(SCRIPT), json.dumps(children), str(grace), *(["below"] if below else [])]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines: list[Line] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(json.loads(line))
+
+    def wait_for(self, condition: Callable[[list[Line]], Any], timeout: float = 30.0) -> Any:
+        deadline = time.monotonic() + timeout
+        while not (found := condition(list(self.lines))):
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.01)
+        return found
+
+    def births(self, name: str, count: int = 1) -> list[Line]:
+        """The first `count` times a child was born."""
+
+        def look(lines: list[Line]) -> list[Line]:
+            found = [line for line in lines if line.get("born") == name]
+            return found[:count] if len(found) >= count else []
+
+        births: list[Line] = self.wait_for(look)
+        return births
+
+    def event(self, kind: str, count: int = 1) -> list[Line]:
+        def look(lines: list[Line]) -> list[Line]:
+            found = [line for line in lines if line.get("event") == kind]
+            return found[:count] if len(found) >= count else []
+
+        events: list[Line] = self.wait_for(look)
+        return events
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(10)
+        assert self.process.stdout and self.process.stderr
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def family() -> Iterator[Callable[..., Family]]:
+    made: list[Family] = []
+
+    def make(*children: str, **options: Any) -> Family:
+        made.append(Family(*children, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def test_all_serve_when_all_have_said_so(family: Callable[..., Family]) -> None:
+    one = family("serve", "serve")
+    one.event("all-serving")
+    assert {line["agent"] for line in one.event("serving", 2)} == {"serve-0", "serve-1"}
+
+
+def test_a_killed_child_is_started_again_at_once(family: Callable[..., Family]) -> None:
+    one = family("serve", "serve")
+    (first,) = one.births("serve-0")
+    os.kill(first["pid"], signal.SIGKILL)
+    second = one.births("serve-0", 2)[1]
+    assert second["pid"] != first["pid"] and second["restarts"] == 1
+    (crashed,) = one.event("crashed")
+    assert (crashed["agent"], crashed["reason"], crashed["pid"], crashed["delay"]) == ("serve-0", "SIGKILL", first["pid"], 0)
+    assert len(one.births("serve-1")) == 1
+
+
+def test_a_program_that_is_not_ours_is_started_again_too(family: Callable[..., Family]) -> None:
+    one = family("stranger")
+    (first,) = one.births("stranger-0")
+    os.kill(first["pid"], signal.SIGKILL)
+    assert one.births("stranger-0", 2)[1]["restarts"] == 1
+
+
+def test_a_child_that_keeps_dying_is_started_less_and_less_often(family: Callable[..., Family]) -> None:
+    one = family("crash", "serve")
+    delays = [event["delay"] for event in one.event("crashed", 6)]
+    assert delays[0] == 0 and delays[1:] == sorted(delays[1:]) and 0.9 < delays[5] < 2.5
+    assert {event["reason"] for event in one.event("crashed", 6)} == {"exit 7"}
+    assert len(one.births("serve-1")) == 1
+
+
+def test_a_child_that_cannot_be_born_is_tried_again(family: Callable[..., Family]) -> None:
+    one = family("unborn", "serve")
+    assert one.births("unborn-0")[0]["restarts"] == 2
+    assert [event["reason"] for event in one.event("crashed", 2)] == ["no room", "no room"]
+    one.event("all-serving")
+
+
+def test_a_child_that_raises_has_died(family: Callable[..., Family]) -> None:
+    one = family("raise")
+    assert one.event("crashed")[0]["reason"] == "exit 70"
+
+
+def test_a_child_that_refuses_is_not_started_again(family: Callable[..., Family]) -> None:
+    one = family("refuse", "voice")
+    (refused,) = one.event("refused")
+    assert refused["reason"] == "I cannot be what I was meant to be"
+    states = one.wait_for(lambda lines: [line["heard"] for line in lines if "heard" in line][-1:])[0]
+    assert {state["agent"]: state["state"] for state in states}["refuse-0"] == "gave up"
+    time.sleep(0.3)
+    assert len([line for line in one.lines if line.get("event") == "refused"]) == 1
+    assert not any(line.get("event") == "crashed" for line in one.lines)
+
+
+def test_a_child_that_wants_to_be_replaced_is_without_a_crash(family: Callable[..., Family]) -> None:
+    one = family("recycle", "voice")
+    assert one.births("recycle-0", 2)[1]["restarts"] == 1
+    one.event("all-serving")
+    time.sleep(0.2)
+    assert not any(line.get("event") == "crashed" for line in one.lines)
+    assert not any(line.get("notices") for line in one.lines)
+
+
+def test_the_voice_hears_how_things_stand_and_of_each_death_until_it_says_that_it_has_it(
+    family: Callable[..., Family],
+) -> None:
+    one = family("serve", "voice")
+    one.event("all-serving")
+    (first,) = one.births("serve-0")
+    os.kill(first["pid"], signal.SIGKILL)
+    notice = one.wait_for(lambda lines: [n for line in lines for n in line.get("notices", ())])[0]
+    assert (notice["agent"], notice["pid"], notice["reason"]) == ("serve-0", first["pid"], "SIGKILL")
+    assert notice["id"]
+    heard = one.wait_for(
+        lambda lines: [
+            line for line in lines for p in line.get("heard", ())
+            if p["agent"] == "serve-0" and p["restarts"] == 1 and p["state"] == "serving"
+        ]
+    )  # fmt: skip
+    assert heard
+
+
+def test_a_new_voice_hears_what_the_one_before_did_not_write_down(family: Callable[..., Family]) -> None:
+    one = family("voice", "serve")
+    one.event("all-serving")
+    (voice,) = one.births("voice-0")
+    os.kill(voice["pid"], signal.SIGSTOP)
+    (serve,) = one.births("serve-1")
+    os.kill(serve["pid"], signal.SIGKILL)
+    one.births("serve-1", 2)
+    os.kill(voice["pid"], signal.SIGKILL)
+    one.births("voice-0", 2)
+    agents = one.wait_for(
+        lambda lines: {n["agent"] for line in lines for n in line.get("notices", ())} >= {"voice-0", "serve-1"}
+    )
+    assert agents
+
+
+def test_all_end_in_reverse_order_when_told_to_stop(family: Callable[..., Family]) -> None:
+    one = family("serve@0", "serve@2", "serve@1")
+    one.event("all-serving")
+    assert one.stop() == 0
+    assert [line["ended"] for line in one.lines if "ended" in line] == ["serve-1", "serve-2", "serve-0"]
+    assert one.lines[-1]["over"] == 0
+
+
+def test_a_child_that_does_not_listen_is_killed_after_the_grace(family: Callable[..., Family]) -> None:
+    one = family("stubborn", "serve@1", grace=0.5)
+    one.event("all-serving")
+    (stubborn,) = one.births("stubborn-0")
+    assert one.stop() == 0
+    assert gone(stubborn["pid"]) and {"ignored": "stubborn-0"} in one.lines
+
+
+def test_told_twice_it_hurries(family: Callable[..., Family]) -> None:
+    one = family("stubborn", grace=60.0)
+    one.event("all-serving")
+    one.process.terminate()
+    one.wait_for(lambda lines: {"ignored": "stubborn-0"} in lines)
+    one.process.terminate()
+    assert one.process.wait(20) == 0
+
+
+def test_a_crash_loop_does_not_keep_it_from_stopping(family: Callable[..., Family]) -> None:
+    one = family("crash", "serve")
+    one.event("crashed", 4)
+    assert one.stop() == 0
+
+
+def test_a_frozen_child_is_ended_too(family: Callable[..., Family]) -> None:
+    one = family("serve", grace=0.5)
+    one.event("all-serving")
+    (frozen,) = one.births("serve-0")
+    os.kill(frozen["pid"], signal.SIGSTOP)
+    assert one.stop() == 0
+    assert gone(frozen["pid"])
+
+
+@pytest.mark.parametrize("child", ["serve", "stubborn"])
+def test_its_children_end_when_its_own_parent_dies(family: Callable[..., Family], child: str) -> None:
+    one = family(child, below=True, grace=60.0)
+    supervisor = one.wait_for(lambda lines: [line["supervisor"] for line in lines if "supervisor" in line])[0]
+    (born,) = one.births(f"{child}-0")
+    one.process.kill()
+    deadline = time.monotonic() + 20
+    while not (gone(supervisor) and gone(born["pid"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_child_notices_that_its_supervisor_was_killed(family: Callable[..., Family]) -> None:
+    one = family("serve")
+    one.event("all-serving")
+    (born,) = one.births("serve-0")
+    one.process.kill()
+    one.wait_for(lambda lines: {"ended": "serve-0", "orphan": True} in lines)
+    assert gone(born["pid"]) or born
+
+
+def test_children_that_come_and_go_leave_no_descriptor_behind(family: Callable[..., Family]) -> None:
+    quiet = family("serve")
+    quiet.event("all-serving")
+    quiet.stop()
+    busy = family("serve")
+    for count in range(1, 6):
+        born = busy.births("serve-0", count)[-1]
+        os.kill(born["pid"], signal.SIGKILL)
+        busy.event("crashed", count)
+    busy.births("serve-0", 6)
+    busy.stop()
+    assert busy.lines[-1]["descriptors"] == quiet.lines[-1]["descriptors"]
+
+
+@pytest.mark.parametrize(("status", "words"), [(9, "SIGKILL"), (0, "exit 0"), (7 << 8, "exit 7"), (40, "signal 40")])
+def test_a_wait_status_in_words(status: int, words: str) -> None:
+    assert exit_reason(status) == words
