@@ -308,7 +308,7 @@ class Server:
             f"max_payload: {MAX_PAYLOAD}",
             "max_pending: 268435456",
             "write_deadline: '10s'",
-            "ping_interval: '10s'",
+            "ping_interval: '2s'",  # a frozen client loses its place in the queue groups within seconds
             "feature_flags { js_ack_fc_v2: false }",
             "jetstream {",
             f"  store_dir: {quoted(str(self.data / 'jetstream'))}",

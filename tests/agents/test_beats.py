@@ -40,7 +40,7 @@ def test_a_frozen_agent_is_silent_and_serves_again_when_it_is_woken(tmp_path: Pa
         os.kill(frozen["pid"], signal.SIGSTOP)
         try:
             wait_for(system, frozen["agent"], "silent")
-            assert system.ask(text="the other one answers").text == "the other one answers"
+            assert system.result(system.submit(text="the other works")).text == "the other works"
         finally:
             os.kill(frozen["pid"], signal.SIGCONT)
         wait_for(system, frozen["agent"], "serving")
