@@ -85,6 +85,16 @@ class Call:
     act: Callable[[], Awaitable[Any]]
     adapter: TypeAdapter[Any]
     outside: bool = True
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The request as code would write it, in a line: `step('t1', n=2)`."""
+        if self.arguments is None:
+            return f"{self.name}()"
+        args, kwargs = self.arguments
+        words = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
+        return f"{self.name}({', '.join(words)})"
 
 
 class Runtime(Protocol):
@@ -117,9 +127,11 @@ _module: ContextVar[str] = ContextVar("dspex_module", default="")
 _idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
 
 
-def begin(program: str, make: Callable[[], Runtime]) -> Scope:
+def begin(
+    program: str, make: Callable[[], Runtime], kind: Callable[[str, Callable[[], Runtime], str], Scope] = Scope
+) -> Scope:
     """Make what follows in this context a run of `program`; `make` gives its runtime when an effect is first asked for."""
-    scope = Scope(program, make)
+    scope = kind(program, make, "")
     _scope.set(scope)
     return scope
 
@@ -201,7 +213,7 @@ class Effect(Generic[P, R]):
             return result if in_loop or not self._is_async else asyncio.run(result)
         call = Call(
             key=scope.place(self.name), name=self.name, digest=digest_of(self.name, args, kwargs),
-            act=lambda: self._act(args, kwargs), adapter=self.adapter,
+            act=lambda: self._act(args, kwargs), adapter=self.adapter, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -246,6 +258,15 @@ def digest_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     except Exception:
         body = name.encode()
     return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _short(value: object) -> str:
+    """A value's own words, of bounded length, whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _opaque(value: object) -> str:
