@@ -29,7 +29,7 @@ from dspex.core.events import EffectRecorded
 
 __all__ = [
     "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "effect", "entered", "failed",
-    "here", "idempotency_key", "outcome_of", "recorded", "with_idempotency",
+    "here", "idempotency_key", "outcome_of", "outside", "recorded", "with_idempotency",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -154,6 +154,17 @@ def entered(segment: str) -> Iterator[None]:
         _module.reset(token)
 
 
+@contextmanager
+def outside() -> Iterator[None]:
+    """Make what follows no part of any run: what the runtime itself does, and what an effect does when it is performed.
+    A task that is started there must not take a branch's number, for no later run would see it."""
+    token = _scope.set(None)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
 def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
     scope = _scope.get()
@@ -178,7 +189,8 @@ def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[]
     async def perform() -> Any:
         token = _idempotency.set(key)
         try:
-            return await act()
+            with outside():
+                return await act()
         finally:
             _idempotency.reset(token)
 

@@ -1,4 +1,4 @@
-"""Running a task again from its events: every effect is looked up, none is performed, and the first difference is named.
+"""Running a task again from its events: every effect is looked up, none performed, and the first difference is named.
 
 The same bytes come out, or the report says where today's code and the record part: an effect that was not recorded
 ("added"), one that was recorded and not asked for ("removed"), other arguments, another order, another output. A task
@@ -35,8 +35,8 @@ PATIENCE = 1.0
 
 
 class Report(Struct, frozen=True):
-    """What a replay found. `performed` is 0, always: it is there to be checked. `same` is None when the task was not run,
-    and `why` says why; `stopped` is the place at which the record of a task that has not ended stops."""
+    """What a replay found. `performed` is 0, always: it is there to be checked. `same` is None when the task was not
+    run, and `why` says why; `stopped` is the place at which the record of a task that has not ended stops."""
 
     task: str
     same: bool | None
@@ -78,7 +78,8 @@ async def rerun(
     started = time.perf_counter()
     body, error = await _run(program, bytes(state.input), lookup)
     seconds = time.perf_counter() - started
-    difference = lookup.difference() or (_compare(body, error, story) if not lookup.stopped else None) or lookup.unasked()
+    ended = None if lookup.stopped else _compare(body, error, story)
+    difference = lookup.difference() or ended or lookup.unasked()
     why = f"the task is {state.status}, and its record stops at {lookup.stopped}" if lookup.stopped else ""
     report = Report(
         task, difference is None, lookup.asked, 0, difference, None if difference else lookup.stopped or None,
@@ -118,15 +119,15 @@ async def _run(program: Program, body: bytes, lookup: Lookup) -> tuple[bytes | N
     factory = loop.get_task_factory()
 
     async def work() -> bytes:
-        effects.begin(program.name, lambda: lookup, lambda *of: Traced(*of, lookup))
+        effects.begin(program.name, lambda: lookup, lambda name, make, path: Traced(name, make, path, lookup))
         try:
-            input = program.decode(body)
+            taken = program.decode(body)
             await asyncio.to_thread(program.prepare)
             if program.is_async:
                 lookup.begins()
-                value = await program.predict(input)
+                value = await program.predict(taken)
             else:
-                value = await asyncio.to_thread(in_thread, input)
+                value = await asyncio.to_thread(in_thread, taken)
             output: bytes = program.check_output(value).encode()
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             raise ProgramFailed(str(error), type=type(error).__name__) from error

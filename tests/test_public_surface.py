@@ -17,8 +17,9 @@ PUBLIC = [
     "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
     "DeadlineExceeded", "DefinitionError", "DspexError", "Embedding", "InvalidAssignment", "InvalidInput", "Label",
     "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse", "NotFound", "Probability", "Program",
-    "ProgramDescription", "ProgramFailed", "ReasoningChain", "Schema", "Score", "Secret", "Space", "System",
-    "TaskError", "Tensor", "TokenList", "Unavailable", "computed", "constraint", "variable",
+    "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Schema", "Score", "Secret", "Space", "System",
+    "TaskError", "Tensor", "TokenList", "Unavailable", "adiff", "computed", "constraint", "diff", "effect",
+    "idempotency_key", "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from dspex.core import effects
-from dspex.core.effects import Call, failed, outcome_of, recorded
+from dspex.core.effects import Call, failed, outcome_of, recorded, with_idempotency
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed, TaskCompleted, TaskFailed, TaskSubmitted
 from dspex.core.program import Program
 
@@ -27,7 +27,7 @@ class Recording:
     async def perform(self, call: Call) -> Any:
         self._check(call.name)
         try:
-            record = recorded(call, await call.act(), 0.01)
+            record = recorded(call, await with_idempotency('k', call.act)(), 0.01)
         except Exception as error:
             record = failed(call, error, 0.01)
         self.records.append(record)
@@ -78,11 +78,11 @@ def record(
 
         async def run() -> None:
             effects.begin(program.name, lambda: runtime)
-            input = program.Input(**fields)
+            taken = program.Input(**fields)
             if program.is_async:
-                value = await program.predict(input)
+                value = await program.predict(taken)
             else:
-                value = await asyncio.to_thread(program.predict, input)
+                value = await asyncio.to_thread(program.predict, taken)
             ended.append(TaskCompleted(output=msgspec.Raw(program.check_output(value).encode()), seconds=0.1))
 
         try:

@@ -228,6 +228,18 @@ def test_effects_that_were_under_way_together_may_be_recorded_in_any_order() -> 
     assert difference.kind == "reordered"
 
 
+@effect
+async def branches_inside() -> int:
+    return sum(await asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0, 2)))
+
+
+def test_tasks_that_an_effect_starts_take_no_branch_of_the_run() -> None:
+    async def body(self: Any) -> Any:
+        return [await branches_inside(), await asyncio.gather(two(1), two(3))]
+
+    assert again(body, body).same
+
+
 def test_a_task_that_sleeps_replays_up_to_where_its_record_stops() -> None:
     async def sleeps(self: Any) -> Any:
         first = await step(1)
@@ -340,7 +352,8 @@ def test_a_signal_that_did_not_come_in_time_is_a_timeout_again() -> None:
             return str(error)
 
     work = program(hopes)
-    gone = EffectRecorded(key="work.signal.go#0", name="signal.go", digest="", error="builtins:TimeoutError", arguments=["late"])
+    late = "builtins:TimeoutError"
+    gone = EffectRecorded(key="work.signal.go#0", name="signal.go", digest="", error=late, arguments=["late"])
     sleeping = TaskSleeping(key=gone.key, until=1.0, signal="go")
     done = record(program(hopes), signals={"go": "late"})[-1].data
     assert asyncio.run(replay(work, history(work, "7", {}, [sleeping, gone, done]), "7")).same
