@@ -13,7 +13,7 @@ from dspex.console.render import bold, compact, dim, duration, is_terminal, prin
 
 if TYPE_CHECKING:
     from dspex.compose.story import Story
-    from dspex.core.events import Event
+    from dspex.core.events import EffectRecorded, Event
 
 __all__ = ["step"]
 
@@ -77,9 +77,9 @@ def _said(event: Event) -> tuple[Any, Any]:
             return json.loads(bytes(body)), None
         case EffectRecorded(error=error, arguments=arguments) if error:
             words = ", ".join(map(str, arguments))
-            return f"{event.data.name} {event.data.digest}".rstrip(), f"raised {error.partition(':')[2]}: {words}"
+            return _request(event.data), f"raised {error.partition(':')[2]}: {words}"
         case EffectRecorded(result=body):
-            return f"{event.data.name} {event.data.digest}".rstrip(), json.loads(bytes(body))
+            return _request(event.data), json.loads(bytes(body))
         case TaskClaimed(agent=agent, attempt=attempt, assignment=assignment):
             return f"attempt {attempt} by {agent}, values {assignment[:8]}", None
         case TaskSleeping(until=until, signal=signal):
@@ -92,6 +92,11 @@ def _said(event: Event) -> tuple[Any, Any]:
             return None, f"{code} {kind}: {detail or message}"
         case _:
             return None, None
+
+
+def _request(record: EffectRecorded) -> str:
+    """What was asked: the log has the name and a hash of the arguments."""
+    return record.name if record.digest in ("", record.name) else f"{record.name} {record.digest}"
 
 
 def _between(first: Event, event: Event) -> float:
@@ -109,7 +114,7 @@ def _show(about: dict[str, Any], story: Story) -> None:
         fields.append(("in", compact(about["input"])))
     if about["output"] is not None:
         fields.append(("out", compact(about["output"])))
-    if about["seconds"]:
+    if (about["seconds"] or 0) >= 1e-4:
         fields.append(("took", duration(about["seconds"])))
     print_fields([(f"  {name}", value) for name, value in fields])
     click.echo()

@@ -29,7 +29,7 @@ from dspex.core.events import EffectRecorded
 
 __all__ = [
     "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "effect", "entered", "failed",
-    "here", "idempotency_key", "outcome_of", "outside", "recorded", "with_idempotency",
+    "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -127,11 +127,9 @@ _module: ContextVar[str] = ContextVar("dspex_module", default="")
 _idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
 
 
-def begin(
-    program: str, make: Callable[[], Runtime], kind: Callable[[str, Callable[[], Runtime], str], Scope] = Scope
-) -> Scope:
+def begin(program: str, make: Callable[[], Runtime]) -> Scope:
     """Make what follows in this context a run of `program`; `make` gives its runtime when an effect is first asked for."""
-    scope = kind(program, make, "")
+    scope = Scope(program, make)
     _scope.set(scope)
     return scope
 
@@ -154,17 +152,6 @@ def entered(segment: str) -> Iterator[None]:
         _module.reset(token)
 
 
-@contextmanager
-def outside() -> Iterator[None]:
-    """Make what follows no part of any run: what the runtime itself does, and what an effect does when it is performed.
-    A task that is started there must not take a branch's number, for no later run would see it."""
-    token = _scope.set(None)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
-
-
 def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
     scope = _scope.get()
@@ -173,6 +160,17 @@ def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
         context.run(_scope.set, scope.branch())
         options["context"] = context
     return asyncio.Task(coroutine, loop=loop, **options)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is done in here is no part of the program: it takes no places and starts no branches, for it is not done
+    again when the run is."""
+    token = _scope.set(None)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
 
 
 def idempotency_key() -> str:
@@ -189,7 +187,7 @@ def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[]
     async def perform() -> Any:
         token = _idempotency.set(key)
         try:
-            with outside():
+            with unseen():
                 return await act()
         finally:
             _idempotency.reset(token)

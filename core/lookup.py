@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol, cast
 import msgspec
 from msgspec import Struct
 
-from dspex.core.effects import Call, Runtime, Scope, outcome_of
+from dspex.core.effects import Call, Scope, outcome_of
 from dspex.core.events import EffectRecorded
 
 __all__ = ["Difference", "Lookup", "Parted", "Stopped", "Traced", "Watch"]
@@ -55,15 +55,12 @@ class Watch(Protocol):
 class Traced(Scope):
     """A branch that notes which line of the program asks at each place."""
 
-    __slots__ = ("_lookup",)
+    __slots__ = ()
 
-    def __init__(self, program: str, make: Callable[[], Runtime], path: str, lookup: Lookup) -> None:
-        super().__init__(program, make, path)
-        self._lookup = lookup
-
-    def branch(self) -> Traced:
-        number, self.branches = self.branches, self.branches + 1
-        return Traced(self.program, lambda: self.runtime, f"{self.path.rstrip('/')}~{number}/", self._lookup)
+    def branch(self) -> Scope:
+        found = super().branch()
+        found.__class__ = Traced
+        return found
 
     def place(self, name: str) -> str:
         key = super().place(name)
@@ -71,7 +68,7 @@ class Traced(Scope):
         while frame and str(frame.f_globals.get("__name__", "")).startswith(("dspex.core.", "functools", "contextlib")):
             frame = frame.f_back
         if frame is not None:
-            self._lookup.asks(key, name, frame)
+            cast(Lookup, self.runtime).asks(key, name, frame)
         return key
 
 
@@ -190,6 +187,10 @@ class Lookup:
         except StopIteration as done:
             return done.value
         raise AssertionError("a replay waits for nothing")
+
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        """A call is an effect, and none is performed."""
+        raise AssertionError(f"a replay calls nobody, also not {program}")
 
     def seed(self, key: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self._task}/{self._life}/{key}".encode()).digest()[:8], "big")

@@ -119,7 +119,7 @@ async def _run(program: Program, body: bytes, lookup: Lookup) -> tuple[bytes | N
     factory = loop.get_task_factory()
 
     async def work() -> bytes:
-        effects.begin(program.name, lambda: lookup, lambda name, make, path: Traced(name, make, path, lookup))
+        effects.begin(program.name, lambda: lookup).__class__ = Traced
         try:
             taken = program.decode(body)
             await asyncio.to_thread(program.prepare)
