@@ -8,8 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from dspex.compose.story import Source, to_event
 from dspex.core.codec import encode_commit
 from dspex.core.events import OutcomeReported, SignalSent, TaskSubmitted
@@ -23,9 +21,9 @@ __all__ = ["export"]
 async def export(
     source: Source, path: Path | str, *, tasks: Iterable[str] = (), programs: Iterable[str] = (), prefix: str = "dspex"
 ) -> int:
-    """Write these tasks and all tasks of these programs to a new file, or the whole log when none is named; give how many
-    entries. What is about a task goes along: its outcomes, signals, and where its program was. Raises NotFound for a
-    task that is not there, LogError when the file cannot be written."""
+    """Write these tasks and all tasks of these programs to a new file, or the whole log when none is named; give how
+    many entries. What is about a task goes along: its outcomes, signals, and where its program was. Raises NotFound for
+    a task that is not there, LogError when the file cannot be written."""
     subjects = Subjects(prefix)
     found: dict[int, list[dict[str, Any]]] = {}
     wanted = list(programs)
@@ -52,19 +50,19 @@ def _entry(position: int, shown: list[dict[str, Any]], subjects: Subjects) -> En
     """The entry that these events were; None for one that nobody of ours has written."""
     events = [to_event(event) for event in shown]
     first, time = events[0], _seconds(events[0].time)
-    match first.data:
-        case TaskSubmitted(program=program, input=body, headers=headers):
-            return Entry(position=position, time=time, subject=subjects.door("task", program), body=bytes(body), headers=headers)
-        case OutcomeReported(program=program, outcome=body):
-            return Entry(position=position, time=time, subject=subjects.door("outcome", program), body=bytes(body), headers={})
-        case SignalSent(program=program, signal=body):
-            return Entry(position=position, time=time, subject=subjects.door("signal", program), body=bytes(body), headers={})
     if not first.aggregate:
         return None
-    events = [msgspec.structs.replace(event, position=0) for event in events]
-    return Entry(
-        position=position, time=time, subject=subjects.event(first.aggregate), body=encode_commit(events), headers={}
-    )
+    headers: dict[str, str] = {}
+    match first.data:
+        case TaskSubmitted(program=program, input=raw):
+            subject, body, headers = subjects.door("task", program), bytes(raw), first.data.headers
+        case OutcomeReported(program=program, outcome=raw):
+            subject, body = subjects.door("outcome", program), bytes(raw)
+        case SignalSent(program=program, signal=raw):
+            subject, body = subjects.door("signal", program), bytes(raw)
+        case _:
+            subject, body = subjects.event(first.aggregate), encode_commit(events)
+    return Entry(position=position, time=time, subject=subject, body=body, headers=headers)
 
 
 def _seconds(time: str) -> float:

@@ -70,4 +70,5 @@ def _check(program: type[Program], log: str | Path) -> list[Report]:
 def _line(report: Any) -> str:
     found = report.difference
     where = f" ({found.where})" if found.where else ""
-    return f"  task {report.task}: {found.kind} at {found.place}: {found.expected!r} was recorded, {found.found!r} today{where}"
+    change = f"{found.expected!r} was recorded, {found.found!r} today"
+    return f"  task {report.task}: {found.kind} at {found.place}: {change}{where}"

@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Replay:
     """A recorded task and the program to run on its record. Nothing is performed and nothing is written.
 
-    `Replay.of("42", QABot, log="tasks.db").report.same`; from a running system with `url=`, or with neither from the one
-    whose data folder is here. In `async` code: `await Replay.aof(…)`, `await replay.areport()`.
+    `Replay.of("42", QABot, log="tasks.db").report.same`; from a running system with `url=`, or with neither from the
+    one whose data folder is here. In `async` code: `await Replay.aof(…)`, `await replay.areport()`.
     """
 
     def __init__(self, story: Story, program: type[Program], values: dict[str, Any] | None = None) -> None:
@@ -63,7 +63,9 @@ class Replay:
         return _wait(cls.aevery(program, log=log, url=url))
 
     @classmethod
-    async def aevery(cls, program: type[Program], *, log: str | Path | None = None, url: str | None = None) -> list[Self]:
+    async def aevery(
+        cls, program: type[Program], *, log: str | Path | None = None, url: str | None = None
+    ) -> list[Self]:
         """Like `every`, to be awaited."""
         async with _opened(log, url) as source:
             return [cls(story, program) for story in await stories(source, program.name)]

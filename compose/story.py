@@ -177,8 +177,8 @@ class Story:
     @property
     def recorded_seconds(self) -> float:
         """How long the recorded effects took; for a task without any, how long the program ran."""
-        spent = sum(e.data.seconds for e in self.events if isinstance(e.data, EffectRecorded) and e.data.name != "sleep")
-        return max(spent, self.state.seconds)
+        records = (event.data for event in self.events if isinstance(event.data, EffectRecorded))
+        return max(sum(record.seconds for record in records if record.name != "sleep"), self.state.seconds)
 
 
 def to_event(shown: dict[str, Any]) -> Event:

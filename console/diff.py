@@ -106,7 +106,8 @@ def _change(change: Change) -> dict[str, Any]:
 def _show(left: str, right: str, one: Story, other: Story, rows: list[Row], outcome: list[Change]) -> None:
     width = shutil.get_terminal_size().columns if is_terminal() else PIPED
     half = (width - 5) // 2
-    click.echo(bold(f"  {_fit(f'{left} of {one.program}', half)}   {_fit(f'{right} of {other.program}', half)}".rstrip()))
+    heads = (_fit(f"{left} of {one.program}", half), _fit(f"{right} of {other.program}", half))
+    click.echo(bold("  " + "   ".join(heads).rstrip()))
     for row in rows:
         mark = " " if row.same else "<" if row.right is None else ">" if row.left is None else "~"
         line = f"{mark} {_fit(_name(row.left), half)}   {_fit(_name(row.right), half)}".rstrip()

@@ -21,8 +21,8 @@ __all__ = ["export"]
 def export(options: Options, file: str, tasks: tuple[str, ...], programs: tuple[str, ...], log: str | None) -> None:
     """Write tasks to a new SQLite file, with their positions, times and headers.
 
-    The file goes anywhere: `dspex replay TASK --log FILE` and the other commands with --log need no server. It holds the
-    inputs, outputs and results of effects as they are in the log.
+    The file goes anywhere: `dspex replay TASK --log FILE` and the other commands with --log need no server. It
+    holds the inputs, outputs and results of effects as they are in the log.
     """
 
     async def work() -> int:

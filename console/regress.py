@@ -69,8 +69,8 @@ def _run(
             if options.json:
                 print_json(
                     {
-                        "task": story.task, "same": report.same, "effects": report.effects, "performed": report.performed,
-                        "difference": msgspec.to_builtins(report.difference), "why": report.why or None,
+                        "task": story.task, "same": report.same, "effects": report.effects,
+                        "performed": report.performed, "difference": msgspec.to_builtins(report.difference), "why": report.why or None,
                         "recorded_seconds": round(story.recorded_seconds, 6), "replay_seconds": report.seconds,
                     }
                 )  # fmt: skip
@@ -83,7 +83,7 @@ def _summary(program: str, pairs: list[tuple[Story, Report]], every: int) -> dic
     differ = [report for report in reports if report.same is False]
     return {
         "program": program, "tasks": every, "replayed": len(reports), "same": sum(r.same is True for r in reports),
-        "different": len(differ), "failed": sum(r.difference is not None and r.difference.kind == "error" for r in differ),
+        "different": len(differ), "failed": sum(r.difference.kind == "error" for r in differ if r.difference),
         "not_run": sum(r.same is None for r in reports), "performed": 0, "effects": sum(r.effects for r in reports),
         "recorded_seconds": round(sum(story.recorded_seconds for story, _ in pairs), 6),
         "replay_seconds": round(sum(r.seconds for r in reports), 6),

@@ -190,8 +190,9 @@ def gist(event: dict[str, Any]) -> str:
         case "TaskCompleted":
             return f"{compact(data['output'])}, {duration(data.get('seconds'))}"
         case "EffectRecorded":
-            raised = f"raised {data['error'].partition(':')[2]} {compact(data['arguments'])}" if data.get("error") else ""
-            return f"{clean(data['key'])} → {raised or compact(data.get('result'))}"
+            raised = data.get("error", "").partition(":")[2]
+            gave = f"raised {raised} {compact(data['arguments'])}" if raised else compact(data.get("result"))
+            return clean(f"{data['key']} → {gave}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
             until = f"until {clock(data['until'])}" if data.get("until") else ""

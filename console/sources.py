@@ -84,8 +84,8 @@ def settings_of(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def time_of(text: str) -> str:
-    """A time as the log writes it: from RFC 3339 (UTC unless it says otherwise), `12:30:05` of today, or `2h` for so long
-    ago."""
+    """A time as the log writes it: from RFC 3339 (UTC unless it says otherwise), `12:30:05` of today, or `2h` for so
+    long ago."""
     from datetime import datetime, timedelta
 
     from dspex.core.codec import rfc3339

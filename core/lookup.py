@@ -24,8 +24,8 @@ has not been asked for."""
 
 
 class Difference(Struct, frozen=True):
-    """Where a replay and the record part. `kind` is added, removed, arguments, reordered, output or error; `place` is the
-    effect's key or the path in the output; `where` the line of the program, when it is known."""
+    """Where a replay and the record part. `kind` is added, removed, arguments, reordered, output or error; `place` is
+    the effect's key or the path in the output; `where` the line of the program, when it is known."""
 
     kind: str
     place: str
@@ -203,9 +203,10 @@ class Lookup:
         if first is None:
             return None
         expected, kind, place = first.expected, first.kind, first.key
-        if kind == "reordered" and expected and not self._strict and (expected.name, expected.digest) not in self._after:
+        later = expected is not None and (expected.name, expected.digest) in self._after
+        if kind == "reordered" and expected and not self._strict and not later:
             return Difference("removed", expected.key, _said(expected), None, first.where)
-        if kind == "arguments" and expected and (expected.name, expected.digest) in self._after:
+        if kind == "arguments" and later:
             kind = "added"
         return Difference(kind, place, _said(expected) if expected else None, first.shown, first.where)
 
@@ -266,8 +267,8 @@ class Lookup:
         self._parked.add(branch)
         if self._waiter is None:
             self._waiter = asyncio.Task(self._wait_for_quiet(), loop=asyncio.get_running_loop())
-        while True:
-            await asyncio.sleep(60)
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody ends this wait but by cancelling it")
 
     async def _wait_for_quiet(self) -> None:
         waited, before = 0.0, -1
