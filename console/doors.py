@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dspex.compose.story import BusSource
 from dspex.console.bodies import BODY_HELP, body_of, is_id, lines_of, loosely, request_headers
 from dspex.console.options import Options, common
 from dspex.console.programs import check_program, known, program_names
@@ -148,6 +147,8 @@ def result(options: Options, program_and_task: tuple[str, ...], wait: float) -> 
     async def work() -> tuple[bytes, str]:
         async with options.connect() as caller:
             if named:
+                from dspex.compose.story import BusSource
+
                 await check_program(BusSource(caller), named[0])
             program = named[0] if named else await caller.program_of(task)
             return await caller.find(program, task, timeout=wait)

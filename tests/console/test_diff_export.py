@@ -21,7 +21,7 @@ def test_two_tasks_event_by_event() -> None:
         {"path": "input.items[3]", "right": "biscuits"},
     ]
     added = [row["right"]["place"] for row in found["events"] if row["left"] is None]
-    assert added == [f"~{branch}/shop.{name}#0" for name in ("look_up", "price") for branch in range(3)]
+    assert sorted(added) == sorted(f"~{n}/shop.{name}#0" for name in ("look_up", "price") for n in range(3))
     assert "output.value.paid" in {change["path"] for change in found["state"]}
 
 
@@ -59,7 +59,7 @@ def test_times_are_compared_only_when_asked() -> None:
 
 def test_an_exported_task_replays_without_the_system(system: Shell, tmp_path: Path) -> None:
     task = str(system("ask", "echo", "text=out").json["task"])
-    system("score", "echo", task, "0.5")
+    assert system("score", task, "0.5").code == 0
     file = str(tmp_path / "out.db")
     ran = system("export", file, "--task", task, "--json")
     assert (ran.code, ran.json["file"]) == (0, file)

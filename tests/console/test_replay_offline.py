@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import select
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 from tests.console.offline import APP, BARE, PATIENT, SHOP, changed, dspex, ids
 from tests.console.shells import environment
+
+from dspex.core.ports import Entry
+from dspex.store import SqliteLog
+from dspex.store.export import import_entries
 
 LINE = 'price("bb", count=2)'
 
@@ -126,6 +131,27 @@ def test_failures_are_counted_as_such(tmp_path: Path) -> None:
     app = changed(tmp_path, 'if input.items == ["bad"]:', "if True:")
     ran = dspex("replay", "--all", "bare", "--log", BARE, "--app", app)
     assert (ran.code, "1 same, 1 different (1 raised)" in ran.out) == (1, True)
+
+
+def test_a_task_that_still_sleeps_is_the_same_so_far(tmp_path: Path) -> None:
+    async def entries() -> list[Entry]:
+        log = await SqliteLog.open(PATIENT, readonly=True)
+        try:
+            return await log.scan(0)
+        finally:
+            await log.close()
+
+    found = asyncio.run(entries())
+    task = ids(PATIENT)[0]
+    asleep = next(e.position for e in found if e.subject.endswith(f".{task}") and b"TaskSleeping" in e.body)
+    file = str(tmp_path / "cut.db")
+    import_entries(file, [entry for entry in found if entry.position <= asleep], epoch="")
+    ran = dspex("replay", task, "--log", file, "--app", APP, "--json")
+    assert (ran.code, ran.json["same"], ran.json["difference"]) == (0, True, None)
+    assert (ran.json["stopped"], ran.json["effects"]) == ("patient.sleep#0", 1)
+    assert "same so far" in dspex("replay", task, "--log", file, "--app", APP).out
+    app = changed(tmp_path, "before = await price(input.items[0])", "before = await price(input.items[0], 3)")
+    assert dspex("replay", task, "--log", file, "--app", app, "--json").json["difference"]["kind"] == "arguments"
 
 
 def test_tasks_and_events_from_a_file() -> None:
