@@ -70,7 +70,8 @@ def _run(
                 print_json(
                     {
                         "task": story.task, "same": report.same, "effects": report.effects,
-                        "performed": report.performed, "difference": msgspec.to_builtins(report.difference), "why": report.why or None,
+                        "performed": report.performed, "difference": msgspec.to_builtins(report.difference),
+                        "why": report.why or None,
                         "recorded_seconds": round(story.recorded_seconds, 6), "replay_seconds": report.seconds,
                     }
                 )  # fmt: skip

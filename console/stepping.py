@@ -54,7 +54,8 @@ def _about(story: Story, number: int) -> dict[str, Any]:
     went_in, came_out = _said(event)
     return {
         "task": story.task, "version": event.version, "position": event.position, "type": event.type,
-        "time": event.time, "since": _between(story.events[0], event), "state": state["state"], "attempts": state["attempts"],
+        "time": event.time, "since": _between(story.events[0], event), "state": state["state"],
+        "attempts": state["attempts"],
         "place": getattr(event.data, "key", None), "input": went_in, "output": came_out,
         "seconds": getattr(event.data, "seconds", None),
     }  # fmt: skip

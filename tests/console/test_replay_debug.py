@@ -37,7 +37,8 @@ def test_a_line_stops_the_run_there(task: str) -> None:
 
 def test_a_plain_program_stops_in_its_thread() -> None:
     plain = SHOP.replace("shop", "plain")
-    for place, line in (("look_up", "look_up(input.items[0])"), (f"{APP}:{_line('return Result(value=[cents')}", "cents")):
+    number = _line("return Result(value=[cents")
+    for place, line in (("look_up", "look_up(input.items[0])"), (f"{APP}:{number}", "cents")):
         ran = dspex("replay", ids(plain)[0], "--log", plain, "--app", APP, "--break", place, input="p cents\nc\n")
         assert (ran.code, line in ran.out, "(Pdb) 300" in ran.out) == (0, True, True)
         assert "same: run again" in ran.out
