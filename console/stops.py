@@ -26,7 +26,7 @@ class Stops:
     """The `Watch` of a replay that stops at `places`: the key or the name of an effect, or `file.py:LINE`."""
 
     def __init__(self, places: tuple[str, ...]) -> None:
-        self._lines: list[tuple[str, int]] = []
+        self._lines = False
         self._effects: set[str] = set()
         self._pdb: pdb.Pdb | None = None
         self.hits = 0
@@ -36,7 +36,11 @@ class Stops:
                 path = Path(file).resolve()
                 if not path.is_file():
                     raise click.UsageError(f"--break {place}: there is no file {file}")
-                self._lines.append((str(path), int(line)))
+                # What it says of a line that is none has stars before it.
+                problem = self._debugger().set_break(str(path), int(line))
+                if problem:
+                    raise click.UsageError(f"--break {place}: {problem.strip('* ')}")
+                self._lines = True
             else:
                 self._effects.add(place)
 
@@ -46,10 +50,6 @@ class Stops:
             return
         debugger = self._debugger()
         debugger.botframe = sys._getframe()
-        for file, line in self._lines:
-            problem = debugger.set_break(file, line)
-            if problem:
-                raise click.UsageError(f"--break {file}:{line}: {problem}")
         debugger.set_continue()
         sys.settrace(debugger.trace_dispatch)
 

@@ -59,6 +59,8 @@ def test_a_place_that_is_not_reached_is_said(task: str) -> None:
     assert (ran.code, "did not come to nothing" in ran.err) == (0, True)
     ran = dspex("replay", task, "--log", SHOP, "--app", APP, "--break", "nowhere.py:3")
     assert (ran.code, "no file nowhere.py" in ran.err) == (2, True)
+    ran = dspex("replay", task, "--log", SHOP, "--app", APP, "--break", f"{APP}:99999")
+    assert (ran.code, "99999" in ran.err, ran.err.count("\n")) == (2, True, 1)
     ran = dspex("replay", task, "--log", SHOP, "--app", APP, "--break", "price", "--json")
     assert ran.code == 2
 
