@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, with_idempotency
+from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, unseen, with_idempotency
 from dspex.core.errors import DspexError, LimitExceeded
 from dspex.core.events import (
     EffectRecorded,
@@ -150,7 +150,8 @@ class Recorder:
         record = self._known.get(key)
         if record is None:
             taken = self.taken(name)
-            received = await self._attempt.signals(name)
+            with unseen():
+                received = await self._attempt.signals(name)
             until = self._until.get(key) or (time.time() + timeout if timeout is not None else None)
             if len(received) > taken:
                 record = EffectRecorded(key=key, name=kind, digest="", result=received[taken].value)
@@ -208,7 +209,8 @@ class Recorder:
             self._pending.append(self._attempt.claim())
         while self._pending or self._writing:
             if self._writing is None:
-                self._writing = self._loop.create_task(self._write(), name="dspex-record")
+                with unseen():
+                    self._writing = self._loop.create_task(self._write(), name="dspex-record")
             writing = self._writing
             try:
                 await asyncio.shield(writing)

@@ -110,7 +110,8 @@ class _Demo:
         return 0 if figures["ok"] else 1
 
     async def _story(self, caller: Caller, system: Running, parts: list[Part], started: float) -> dict[str, Any]:
-        from dspex.console.replay import judge, recorded
+        from dspex.compose.story import BusSource, story_of
+        from dspex.console.replay import judge
         from dspex.console.workload import Tally
 
         self._processes(await caller.processes(), started)
@@ -134,14 +135,14 @@ class _Demo:
             )
         plain = next(task for task, _ in tally.of(parts[0]))
         task = min(tally.taken_over & tally.outputs.keys(), key=int, default=plain)
-        past = await recorded(caller, task)
+        past = await story_of(BusSource(caller), task)
         again = task in tally.taken_over
         self.chapter(f"Look at task {task}", "the agent that held it was killed" if again else "its events")
         if not self.as_json:
             lines = EventLines()
             for event in past.shown:
                 lines.show(event)
-        verdict = await asyncio.to_thread(judge, past, _program(parts, past.program))
+        verdict = (await asyncio.to_thread(judge, past, _program(parts, past.program))).report
         self.chapter("Replay it", f"dspex replay {task}")
         if verdict.same:
             self.say(f"{green('same')}: run again on the recorded input, its output is the same, byte for byte.")

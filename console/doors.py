@@ -147,7 +147,9 @@ def result(options: Options, program_and_task: tuple[str, ...], wait: float) -> 
     async def work() -> tuple[bytes, str]:
         async with options.connect() as caller:
             if named:
-                await check_program(caller, named[0])
+                from dspex.compose.story import BusSource
+
+                await check_program(BusSource(caller), named[0])
             program = named[0] if named else await caller.program_of(task)
             return await caller.find(program, task, timeout=wait)
 

@@ -1,4 +1,4 @@
-"""A task's past as the commands use it: events read back from JSON, and its state at a version."""
+"""A task's state as JSON has it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from dspex.core.events import Event
     from dspex.core.task import TaskState
 
-__all__ = ["history", "state_of", "to_event"]
-
-
-def to_event(shown: dict[str, Any]) -> Event:
-    """An event from the CloudEvent that the log's door gave."""
-    import msgspec
-
-    from dspex.core.codec import decode_commit
-
-    return decode_commit(msgspec.json.encode([shown]), shown["position"])[0]
-
-
-def history(shown: Iterable[dict[str, Any]], task: str, to: int | None = None) -> list[Event]:
-    """The events of the task itself (not those about it, such as scores), up to version `to`."""
-    events = [to_event(event) for event in shown]
-    own = [event for event in events if event.aggregate.startswith("task.") and event.aggregate.endswith(f".{task}")]
-    return own if to is None else [event for event in own if event.version <= to]
+__all__ = ["state_of"]
 
 
 def state_of(state: TaskState) -> dict[str, Any]:

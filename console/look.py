@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dspex.console.history import state_of, to_event
+from dspex.console.history import state_of
 from dspex.console.options import Options, common
 from dspex.console.programs import check_program, program_names
 from dspex.console.render import EventLines, clean, compact, duration, print_json, print_table
+from dspex.console.sources import log_option, opened
 
 if TYPE_CHECKING:
     from dspex.compose.caller import Caller
+    from dspex.compose.story import Source
     from dspex.core.task import TaskState
 
 __all__ = ["events", "ps", "tasks"]
 
-STATES = ["submitted", "running", "completed", "failed", "dead", "duplicate"]
+STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate"]
 TAIL_WAIT = 20.0
 
 
@@ -70,16 +72,17 @@ def _show_processes(options: Options, processes: list[dict[str, Any]]) -> None:
 @click.argument("program", required=False, shell_complete=program_names)
 @click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option("--limit", type=click.IntRange(0), help="The newest so many; 0 is all (default: 50, with --json all).")
+@log_option
 @common
-def tasks(options: Options, program: str | None, state: str | None, limit: int | None) -> None:
+def tasks(options: Options, program: str | None, state: str | None, limit: int | None, log: str | None) -> None:
     """Show the tasks that came in, oldest first, and where they stand."""
     kept = limit if limit is not None else (0 if options.json else 50)
 
     async def work() -> deque[tuple[str, str, str, TaskState]]:
-        async with options.connect() as caller:
-            await check_program(caller, program)
+        async with opened(options, log) as source:
+            await check_program(source, program)
             query = {"program": program} if program else {}
-            found = await _folded(caller, query)
+            found = await _folded(source, query)
         wanted = [row for row in found if state is None or row[3].status == state]
         return deque(wanted, kept or None)
 
@@ -98,13 +101,14 @@ def tasks(options: Options, program: str | None, state: str | None, limit: int |
     )
 
 
-async def _folded(caller: Caller, query: dict[str, Any]) -> list[tuple[str, str, str, TaskState]]:
+async def _folded(source: Source, query: dict[str, Any]) -> list[tuple[str, str, str, TaskState]]:
     """Every task that the events name: id, program, when it came in, and its state."""
+    from dspex.compose.story import to_event
     from dspex.core.task import TaskState, fold
 
     states: dict[str, TaskState] = {}
     came: dict[str, str] = {}
-    async for event in caller.events(**query):
+    async for event in source.events(**query):
         name = event["aggregate"]
         if name.startswith("task."):
             came.setdefault(name, event["time"])
@@ -135,10 +139,12 @@ def _json(body: bytes) -> Any:
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--after", type=click.IntRange(0), metavar="N", help="Only what is behind position N of the log.")
 @click.option("--limit", type=click.IntRange(0), help="So many at most; 0 is all (default: 100, with --json all).")
+@log_option
 @common
 def events(
-    options: Options, task: str | None, program: str | None, follow: bool, after: int | None, limit: int | None
-) -> None:
+    options: Options, task: str | None, program: str | None, follow: bool, after: int | None, limit: int | None,
+    log: str | None,
+) -> None:  # fmt: skip
     """Show what happened, from the log: everything, or one program's or one task's events.
 
     With --limit they are the newest, or with --after the first behind that position. With --json they are
@@ -146,6 +152,8 @@ def events(
     """
     if task and program:
         raise click.UsageError("a task and a program were given; one of them is due")
+    if follow and log:
+        raise click.UsageError("--follow and --log were given; nothing happens in a file")
     wanted = limit if limit is not None else (0 if options.json or task else 100)
     query = {"task": task} if task else {"program": program} if program else {}
     lines = EventLines()
@@ -157,10 +165,11 @@ def events(
             lines.show(event)
 
     async def work() -> None:
-        async with options.connect() as caller:
-            await check_program(caller, program)
-            last = await _show_past(caller, query, after, wanted, show, quiet=follow)
-            if follow:
+        async with opened(options, log) as source:
+            await check_program(source, program)
+            last = await _show_past(source, query, after, wanted, show, quiet=follow)
+        if follow:
+            async with options.connect() as caller:
                 async for event in _coming(caller, query, last):
                     show(event)
 
@@ -168,13 +177,13 @@ def events(
 
 
 async def _show_past(
-    caller: Caller, query: dict[str, Any], after: int | None, limit: int, show: Any, *, quiet: bool
+    source: Source, query: dict[str, Any], after: int | None, limit: int, show: Any, *, quiet: bool
 ) -> int:
     """Show what is there; return the position up to which it was looked at."""
-    head = int((await caller.read_log(limit=1))["head"])
+    head = await source.head()
     if after is not None or not limit:
         shown, last = 0, after or 0
-        async for event in caller.events(after=after or 0, **query):
+        async for event in source.events(after=after or 0, **query):
             if limit and shown >= limit:
                 return last
             show(event)
@@ -184,7 +193,7 @@ async def _show_past(
     start = max(0, head - limit) if not query else 0
     newest: deque[dict[str, Any]] = deque(maxlen=limit)
     more = start > 0
-    async for event in caller.events(after=start, **query):
+    async for event in source.events(after=start, **query):
         more = more or len(newest) == limit
         newest.append(event)
     for event in newest:

@@ -31,6 +31,8 @@ COMMANDS = {
     "tasks": ("look", "tasks"),
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
+    "diff": ("diff", "diff"),
+    "export": ("export", "export"),
     "vars": ("variables", "variables"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

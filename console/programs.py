@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from dspex.compose.caller import Caller
+    from dspex.compose.story import Source
     from dspex.core.errors import NotFound
 
 __all__ = ["check_program", "known", "program_names"]
@@ -39,17 +40,20 @@ async def known(caller: Caller, program: str, call: Coroutine[Any, Any, T]) -> T
         raise _unknown(program, programs) from None
 
 
-async def check_program(caller: Caller, program: str | None) -> None:
+async def check_program(source: Source, program: str | None) -> None:
     """Raise NotFound for a program that the log has never heard of: an empty answer would hide a misspelling."""
+    from dspex.compose.story import BusSource
     from dspex.core.subjects import valid_token
 
     if program is None:
         return
     if valid_token(program):
-        page = await caller.read_log(aggregate=f"program.{program}.0", limit=1)
-        if page["events"]:
+        async for _ in source.events(aggregate=f"program.{program}.0"):
             return
-    raise _unknown(program, await caller.programs())
+    if isinstance(source, BusSource):
+        raise _unknown(program, await source.caller.programs())
+    registered = {str(e["aggregate"]).split(".")[1] async for e in source.events() if e["type"] == "ProgramRegistered"}
+    raise _unknown(program, sorted(registered))
 
 
 def _unknown(program: str, programs: list[str]) -> NotFound:

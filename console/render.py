@@ -7,12 +7,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 from typing import IO, Any
 
 import click
 
 __all__ = [
-    "EventLines", "bold", "clean", "compact", "dim", "duration", "gist", "green", "is_terminal", "paint",
+    "EventLines", "bold", "clean", "clock", "compact", "dim", "duration", "gist", "green", "is_terminal", "paint",
     "print_fields", "print_json", "print_table", "red", "shorten", "who", "yellow",
 ]  # fmt: skip
 
@@ -188,6 +189,18 @@ def gist(event: dict[str, Any]) -> str:
             return f"attempt {data['attempt']}, values {data['assignment'][:8]}"
         case "TaskCompleted":
             return f"{compact(data['output'])}, {duration(data.get('seconds'))}"
+        case "EffectRecorded":
+            raised = data.get("error", "").partition(":")[2]
+            gave = f"raised {raised} {compact(data['arguments'])}" if raised else compact(data.get("result"))
+            return clean(f"{data['key']} → {gave}")
+        case "TaskSleeping":
+            signal = f"for the signal {data['signal']}" if data.get("signal") else ""
+            until = f"until {clock(data['until'])}" if data.get("until") else ""
+            return clean(f"at {data['key']} {signal} {until}")
+        case "TaskRetried":
+            return clean(f"retry {data['retry']} at {clock(data['until'])}, {data['type']}: {data['message']}")
+        case "SignalReceived":
+            return f"{clean(data['name'])} {compact(data['value'])}"
         case "TaskFailed":
             return clean(f"{data['code']} {data['type']}: {data.get('detail') or data['message']}")
         case "TaskDuplicate":
@@ -209,6 +222,13 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"process {data['pid']}: {data['reason']}")
         case _:
             return compact(data)
+
+
+def clock(seconds: float) -> str:
+    """A time of day in UTC."""
+    from datetime import datetime
+
+    return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S} UTC"
 
 
 def _fields(body: object) -> str:

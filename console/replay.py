@@ -1,233 +1,203 @@
-"""`dspex replay`: a task from the log, at any version, and today's code run on what came in then."""
+"""`dspex replay`: a task from the log, at any version or time, and today's code run on what was recorded."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dspex.console.history import history, state_of
+from dspex.console.history import state_of
 from dspex.console.options import Options, common
+from dspex.console.programs import program_names
 from dspex.console.render import EventLines, bold, clean, compact, duration, green, print_fields, print_json, yellow
+from dspex.console.sources import code_of, log_option, opened, settings_of, time_of
 
 if TYPE_CHECKING:
-    from dspex.compose.caller import Caller
-    from dspex.core.events import Event
+    from dspex.compose.story import Story
+    from dspex.console.stops import Stops
     from dspex.core.program import Program
+    from dspex.core.replay import Difference, Report, Rerun
     from dspex.core.task import TaskState
 
-__all__ = ["Recorded", "Verdict", "first_difference", "judge", "recorded", "replay"]
-
-NOT_AGAIN = {"DeadlineExceeded": "it ended by its deadline, and time is not replayed"}
+__all__ = ["judge", "replay", "show_difference"]
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What the log has of a task: `versions` of its aggregate, and in `known` values by the hash of an assignment."""
-
-    task: str
-    program: str
-    shown: list[dict[str, Any]]
-    events: list[Event]
-    state: TaskState
-    versions: int
-    app: str
-    known: dict[str, dict[str, Any]]
-
-    @property
-    def whole(self) -> bool:
-        """Whether the state is that after the last event."""
-        return self.state.head.version == self.versions
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of running it again: `same` is None when it was not run, and `why` says why."""
-
-    same: bool | None
-    difference: dict[str, Any] | None = None
-    why: str = ""
-
-
-@click.command(short_help="Rebuild a task from the log and run it again.")
-@click.argument("task")
-@click.option("--to", type=click.IntRange(0), metavar="N", help="Show the task as it stood at version N.")
+@click.command(short_help="Run recorded tasks again, no effect performed.")
+@click.argument("task", required=False)
+@click.option("--to", type=click.IntRange(0), metavar="N", help="Only show the task as it stood at version N.")
+@click.option("--at", metavar="TIME", help="Only show it as it stood then: 2026-11-23T10:00:00, 10:00:00 or 2h.")
+@click.option("--step", is_flag=True, help="Walk through it event by event.")
+@click.option("--break", "breaks", multiple=True, metavar="PLACE", help="Stop at an effect, or at file.py:LINE.")
+@click.option("--pdb", is_flag=True, help="Stop where the code differs from the record, or raises.")
 @click.option("--app", metavar="FILE[:PROGRAM]", help="Where the program is, when it is not where it was.")
+@click.option("--set", "pairs", multiple=True, metavar="K=V", help="Run on another value.")
+@click.option("--all", "program", metavar="PROGRAM", help="Every task of a program.", shell_complete=program_names)
+@click.option("--since", metavar="TIME", help="With --all: only tasks that came then or later.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="With --all: the newest so many.")
+@log_option
 @common
-def replay(options: Options, task: str, to: int | None, app: str | None) -> int:
-    """Rebuild a task from the log, run today's code on its input, and compare.
+def replay(
+    options: Options, task: str | None, to: int | None, at: str | None, step: bool, breaks: tuple[str, ...], pdb: bool,
+    app: str | None, pairs: tuple[str, ...], program: str | None, since: str | None, limit: int | None, log: str | None,
+) -> int:  # fmt: skip
+    """Run today's code on the recorded input and effects of a task, and compare.
 
-    Shows the task's events and its state, at the end or at version N. Then runs the program again, on the
-    values it ran on, and says whether the output is the same, byte for byte, or names the first place that
-    differs. Nothing is written.
+    No effect is performed. It says that all is the same, or names the first difference: what was expected, what was
+    found, the place, and where in the code. A task that has not ended is run up to where its record stops. Nothing is
+    written to the log.
 
-    Exit code 1 when the output differs.
+    Exit code 1 when something differs.
     """
+    if (task is None) == (program is None):
+        raise click.UsageError("a task or --all PROGRAM is due, and not both")
+    values = settings_of(pairs)
+    if program is not None:
+        if to is not None or at or step or breaks or pdb:
+            raise click.UsageError("--to, --at, --step, --break and --pdb are for one task, not for --all")
+        from dspex.console.regress import regress
 
-    async def work() -> Recorded:
-        async with options.connect() as caller:
-            return await recorded(caller, task, to)
+        return regress(options, program, log, app, values, since and time_of(since), limit)
+    if since or limit:
+        raise click.UsageError("--since and --limit are for --all")
+    if to is not None and at:
+        raise click.UsageError("--to and --at were given; one of them is due")
+    assert task is not None, "one of them was given"
+    story = options.run(_read(options, log, task))
+    if step:
+        from dspex.console.stepping import step as walk
 
-    past = options.run(work())
-    verdict = judge(past, _find(past, app, options))
+        walk(_cut(story, to, at), as_json=options.json)
+        return 0
+    if to is not None or at:
+        _show_state(options, story, _cut(story, to, at))
+        return 0
+    found = code_of(options, story.program, story.app, app, f"dspex replay {task}")
+    if breaks or pdb:
+        return _debug(options, story, found, values, breaks, pdb=pdb)
+    report = judge(story, found, values).report
     if options.json:
-        print_json(
-            {
-                "task": past.task, "same": verdict.same, "effects": 0, "performed": 0, "difference": verdict.difference,
-                "why": verdict.why or None, "program": past.program, "version": past.state.head.version,
-                "state": state_of(past.state),
-            }
-        )  # fmt: skip
+        print_json(_json(story, report))
     else:
-        _show(past, verdict)
-    return 1 if verdict.same is False else 0
+        _show_events(story, story)
+        show_state(story.state, story)
+        click.echo()
+        _show_verdict(report, story.state)
+    return 1 if report.same is False else 0
 
 
-async def recorded(caller: Caller, task: str, to: int | None = None) -> Recorded:
-    """Read a task from the log. Raises NotFound, and UsageError for a version that it does not have."""
-    from dspex.core.errors import NotFound, TaskError
-    from dspex.core.task import fold
+async def _read(options: Options, log: str | None, task: str) -> Story:
+    from dspex.compose.story import story_of
 
     if not (task.isascii() and task.isdecimal()):
-        raise click.UsageError(f"{clean(task)} is no task's id, which is a number; `dspex tasks` lists them")
-    shown = [event async for event in caller.events(task=task)]
-    every = history(shown, task)
-    if not every:
-        raise NotFound(f"the log has no task {task}")
-    versions = every[-1].version
-    if to is not None and to > versions:
-        raise click.UsageError(f"task {task} has versions 0 to {versions}, there is no {to}")
-    program = str(shown[0]["data"]["program"])
-    app, known = "", {}
-    async for event in caller.events(aggregate=f"program.{program}.0"):
-        app = event["data"].get("app", app)
-    with contextlib.suppress(TaskError):  # no agent serves it now: then the default values have to do
-        now = await caller.variables(program)
-        paths = now["space"]["variables"]
-        known[now["assignment"]] = {path: value for path, value in now["values"].items() if path in paths}
-    events = history(shown, task, to)
-    return Recorded(task, program, shown, events, fold(events), versions, app, known)
+        raise click.UsageError(f"{clean(task)[:40]} is no task's id, which is a number; `dspex tasks` lists them")
+    async with opened(options, log) as source:
+        return await story_of(source, task)
 
 
-def judge(past: Recorded, program: type[Program] | str) -> Verdict:
-    """Run the program on the recorded input and compare. `program` may be the reason why there is none."""
-    from dspex.core.space import canonical
+def judge(
+    story: Story, program: type[Program] | str, values: dict[str, Any] | None = None, *, stops: Stops | None = None,
+    strict: bool = False,
+) -> Rerun:  # fmt: skip
+    """Run the program on the records and compare. `program` may be the reason why there is none."""
+    from dspex.compose.story import instance_of
+    from dspex.core.replay import Report, Rerun, rerun
 
-    state = past.state
-    if not past.whole:
-        return Verdict(
-            None, why=f"version {state.head.version} of {past.versions}: it had not ended; only the state is shown"
-        )
-    if state.status not in ("completed", "failed"):
-        return Verdict(
-            None, why=f"the task is {state.status}" + (f": task {state.of} has its output" if state.of else "")
-        )
-    if state.error in NOT_AGAIN:
-        return Verdict(None, why=NOT_AGAIN[state.error])
     if isinstance(program, str):
-        return Verdict(None, why=program)
-    instance = _instance(past, program)
+        return Rerun(Report(story.task, None, 0, 0, why=program))
+    instance = instance_of(program, story, values)
     if instance is None:
-        return Verdict(None, why=f"it ran on values {state.assignment[:8]}, which are not those of the code at hand")
-    was = {"output": json.loads(bytes(state.output))} if state.output is not None else {"error": state.error}
-    now = _run(instance, bytes(state.input or b"null"))
-    if canonical(was) == canonical(now):
-        return Verdict(True)
-    return Verdict(False, first_difference(was, now))
+        ran = story.state.assignment[:8]
+        why = f"it ran on values {ran}, which are not those of the code at hand; --set gives others"
+        return Rerun(Report(story.task, None, 0, 0, why=why))
+    # What the program prints is no part of what we print, unless a person debugs it.
+    with contextlib.nullcontext() if stops or strict else contextlib.redirect_stdout(sys.stderr):
+        return asyncio.run(rerun(instance, story.events, story.task, watch=stops, strict=strict))
 
 
-def _instance(past: Recorded, program: type[Program]) -> Program | None:
-    """The program on the recorded assignment, or None when nobody knows its values."""
-    from dspex.core.errors import InvalidAssignment
-    from dspex.core.space import Assignment
+def _cut(story: Story, to: int | None, at: str | None) -> Story:
+    """The story up to a version or a time."""
+    from dataclasses import replace
 
-    wanted = past.state.assignment
-    if program.space().default().hash == wanted:
-        return program()
-    values = past.known.get(wanted)
-    if values is None:
-        return None
+    if to is not None and to > story.versions:
+        raise click.UsageError(f"task {story.task} has versions 0 to {story.versions}, there is no {to}")
+    events = story.before(time_of(at)) if at else story.at(story.versions if to is None else to)
+    return replace(story, events=events)
+
+
+def _debug(
+    options: Options, story: Story, program: type[Program] | str, values: dict[str, Any], breaks: tuple[str, ...], *,
+    pdb: bool,
+) -> int:  # fmt: skip
+    """Run it with stops, then, with --pdb, stop where it parts from the record or raises."""
+    from dspex.console.stops import Quit, Stops, post_mortem
+
+    if options.json:
+        raise click.UsageError("--json, and --break or --pdb: a person and a program cannot both read the output")
+    stops = Stops(breaks)
     try:
-        found = program(assignment=Assignment.from_json(values))
-    except InvalidAssignment:
-        return None
-    return found if found.assignment.hash == wanted else None
+        report = judge(story, program, values, stops=stops if breaks else None, strict=bool(breaks)).report
+        if breaks and not stops.hits:
+            click.echo(f"dspex: the run did not come to {', '.join(map(clean, breaks))}", err=True)
+        if report.same is None and not report.effects:
+            click.echo(f"{bold('not run again')}: {report.why}")
+            return 0
+        _show_verdict(report, story.state)
+        if pdb:
+            # Once more, stopping at the first difference instead of going on to see what it is.
+            error = judge(story, program, values, strict=True).error
+            if error is None or not post_mortem(error):
+                click.echo("nothing was raised, so there is no line to stop in; --break PLACE stops before the end")
+    except (Quit, KeyboardInterrupt):
+        click.echo("quit")
+        return 0
+    return 1 if report.same is False else 0
 
 
-def _run(program: Program, body: bytes) -> dict[str, Any]:
-    """What running it gives: `{"output"}`, or `{"error"}` with the error's kind."""
-    from dspex.core.errors import TaskError
+def _json(story: Story, report: Report) -> dict[str, Any]:
+    import msgspec
 
-    # What the program prints is no part of what we print.
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            return {"output": json.loads(program(program.decode(body)).encode())}
-        except TaskError as error:
-            return {"error": error.type}
-        except (Exception, SystemExit) as error:
-            return {"error": type(error).__name__}
+    return {
+        "task": story.task, "same": report.same, "effects": report.effects, "performed": report.performed,
+        "difference": msgspec.to_builtins(report.difference), "why": report.why or None, "stopped": report.stopped,
+        "program": story.program, "version": story.versions, "state": state_of(story.state),
+    }  # fmt: skip
 
 
-def first_difference(expected: Any, found: Any, path: str = "") -> dict[str, Any] | None:
-    """The first place where two JSON values differ, in the order of their names: `{"path", "expected", "found"}`."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for name in sorted(expected.keys() | found.keys()):
-            where = f"{path}.{name}" if path else name
-            if name not in expected or name not in found:
-                return {"path": where, "expected": expected.get(name), "found": found.get(name)}
-            if difference := first_difference(expected[name], found[name], where):
-                return difference
-        return None
-    if isinstance(expected, list) and isinstance(found, list):
-        for number, (one, other) in enumerate(zip(expected, found, strict=False)):
-            if difference := first_difference(one, other, f"{path}[{number}]"):
-                return difference
-        if len(expected) != len(found):
-            return {"path": f"{path} length", "expected": len(expected), "found": len(found)}
-        return None
-    if type(expected) is type(found) and expected == found:
-        return None
-    return {"path": path, "expected": expected, "found": found}
+def _show_state(options: Options, story: Story, cut: Story) -> None:
+    if options.json:
+        kept = {event.version for event in cut.events}
+        shown = [it for it in story.shown if it["aggregate"] == story.events[0].aggregate and it["version"] in kept]
+        why = "only the state is shown"
+        about = {"task": story.task, "same": None, "effects": 0, "performed": 0, "difference": None, "why": why}
+        print_json(
+            {**about, "program": story.program, "version": cut.versions, "state": state_of(cut.state), "events": shown}
+        )
+        return
+    _show_events(story, cut)
+    show_state(cut.state, story)
 
 
-def _find(past: Recorded, app: str | None, options: Options) -> type[Program] | str:
-    """The program's class: from --app, from the settings, from where it was when it was registered; or why not."""
-    from dspex.compose.app import load_app, split_app
-    from dspex.core.errors import ConfigurationError
-
-    name = past.program
-    configured = options.settings().programs.get(name)
-    place = app or (configured.app if configured else past.app)
-    hint = f"say where it is: dspex replay {past.task} --app FILE.py"
-    if not app and (not place or not split_app(place)[0].is_file()):
-        return f"the code of {name} is not {f'at {place}' if place else 'known'}; {hint}"
-    if not Path(place).suffix and not split_app(place)[0].is_file():
-        raise ConfigurationError(f"there is no file {place}")
-    with contextlib.redirect_stdout(sys.stderr):
-        found = {program.name: program for program in load_app(place)}
-    if name not in found:
-        if app:
-            raise ConfigurationError(f"{place} has no program {name}; it has {', '.join(found)}")
-        return f"{place} has no program {name} now; {hint}"
-    return found[name]
-
-
-def _show(past: Recorded, verdict: Verdict) -> None:
-    state = past.state
+def _show_events(story: Story, cut: Story) -> None:
     lines = EventLines()
-    mine = {(event.aggregate, event.version) for event in past.events}
-    for shown in past.shown:
-        later = shown["aggregate"].startswith("task.") and (shown["aggregate"], shown["version"]) not in mine
+    kept = {(event.aggregate, event.version) for event in cut.events}
+    for shown in story.shown:
+        later = shown["aggregate"].startswith("task.") and (shown["aggregate"], shown["version"]) not in kept
         lines.show(shown, faded=later)
     click.echo()
-    fields = [("task", f"{past.task} of {past.program}"), ("version", f"{state.head.version} of {past.versions}")]
-    fields += [("state", f"{state.status}, {state.attempts} attempt{'' if state.attempts == 1 else 's'}")]
+
+
+def show_state(state: TaskState, story: Story) -> None:
+    """A task's state, field by field."""
     about = state_of(state)
+    tries = f"{state.attempts} attempt{'' if state.attempts == 1 else 's'}"
+    fields = [
+        ("task", f"{story.task} of {story.program}"),
+        ("version", f"{state.head.version} of {story.versions}"),
+        ("state", f"{state.status}, {tries}"),
+    ]
     if about["input"] is not None:
         fields.append(("input", compact(about["input"])))
     if state.output is not None:
@@ -237,17 +207,41 @@ def _show(past: Recorded, verdict: Verdict) -> None:
     if state.ended:
         fields.append(("took", duration(state.seconds)))
     print_fields(fields)
-    click.echo()
-    if verdict.same is None:
-        click.echo(f"{bold('not run again')}: {verdict.why}")
-    elif verdict.same:
-        click.echo(f"{green('same')}: run again on the recorded input, the {_what(state)} is the same")
+
+
+def _show_verdict(report: Report, state: TaskState) -> None:
+    asked = f"{report.effects} effect{'' if report.effects == 1 else 's'} looked up, 0 performed"
+    if report.same is None:
+        click.echo(f"{bold('not run again')}: {report.why}")
+    elif report.difference:
+        click.echo(f"{yellow('different')}: {asked}")
+        show_difference(report.difference)
+    elif report.stopped:
+        click.echo(f"{green('same')} so far: {report.why}; {asked}")
     else:
-        difference = verdict.difference or {}
-        click.echo(f"{yellow('different')} at {difference['path']}")
-        click.echo(f"  recorded  {compact(difference['expected'])}")
-        click.echo(f"  today     {compact(difference['found'])}")
+        what = "output" if state.output is not None else "failure"
+        click.echo(f"{green('same')}: run again on the record, the {what} is the same; {asked}")
 
 
-def _what(state: TaskState) -> str:
-    return "output" if state.output is not None else "failure"
+WORDS = {
+    "added": "the code asks for an effect that was not recorded",
+    "removed": "the code does not ask for an effect that was recorded",
+    "arguments": "the code asks for the effect with other arguments",
+    "reordered": "the code asks for effects in another order",
+    "output": "the output is another one",
+    "error": "the error is another one",
+}
+
+
+def show_difference(difference: Difference) -> None:
+    """The first difference, in words."""
+    fields = [("  kind", f"{difference.kind}: {WORDS[difference.kind]}"), ("  place", difference.place)]
+    fields.append(("  recorded", _value(difference.expected)))
+    fields.append(("  today", _value(difference.found)))
+    if difference.where:
+        fields.append(("  where", difference.where))
+    print_fields(fields)
+
+
+def _value(value: Any) -> str:
+    return "nothing" if value is None else compact(value)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -29,7 +29,7 @@ from dspex.core.events import EffectRecorded
 
 __all__ = [
     "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "effect", "entered", "failed",
-    "here", "idempotency_key", "outcome_of", "recorded", "with_idempotency",
+    "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -64,10 +64,10 @@ class Scope:
             self._runtime = self._make()
         return self._runtime
 
-    def branch(self) -> Scope:
+    def branch(self) -> Self:
         """A branch that starts now."""
         number, self.branches = self.branches, self.branches + 1
-        branch = Scope(self.program, lambda: self.runtime)
+        branch = type(self)(self.program, lambda: self.runtime)
         branch.path = f"{self.path.rstrip('/')}~{number}/"
         return branch
 
@@ -95,6 +95,16 @@ class Call:
     act: Callable[[], Awaitable[Any]]
     adapter: TypeAdapter[Any]
     outside: bool = True
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The request as code would write it, in a line: `step('t1', n=2)`."""
+        if self.arguments is None:
+            return f"{self.name}()"
+        args, kwargs = self.arguments
+        words = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
+        return f"{self.name}({', '.join(words)})"
 
 
 class Runtime(Protocol):
@@ -168,6 +178,17 @@ def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
     return asyncio.Task(coroutine, loop=loop, **options)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is done in here is no part of the program: it takes no places and starts no branches, for it is not done
+    again when the run is."""
+    token = _scope.set(None)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
 def idempotency_key() -> str:
     """Inside an effect: a key that is the same whenever this very effect of this task is performed again.
 
@@ -182,7 +203,8 @@ def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[]
     async def perform() -> Any:
         token = _idempotency.set(key)
         try:
-            return await act()
+            with unseen():
+                return await act()
         finally:
             _idempotency.reset(token)
 
@@ -217,7 +239,7 @@ class Effect(Generic[P, R]):
             return result if in_loop or not self._is_async else asyncio.run(result)
         call = Call(
             key=scope.place(self.name), name=self.name, digest=digest_of(self.name, args, kwargs),
-            act=lambda: self._act(args, kwargs), adapter=self.adapter,
+            act=lambda: self._act(args, kwargs), adapter=self.adapter, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -262,6 +284,15 @@ def digest_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     except Exception:
         body = name.encode()
     return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _short(value: object) -> str:
+    """A value's own words, of bounded length, whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _opaque(value: object) -> str:

@@ -1,220 +1,195 @@
-"""Running a task again from its events: effects are looked up, none is performed, the first difference is named.
+"""Running a task again from its events: every effect is looked up, none performed, and the first difference is named.
 
 The same bytes come out, or the report says where today's code and the record part: an effect that was not recorded
-("added"), one that was recorded and not asked for ("removed"), other arguments, another order, another output.
+("added"), one that was recorded and not asked for ("removed"), other arguments, another order, another output. A task
+that has not ended is run up to where its record stops.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import sys
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from dspex.core.effects import Call, Diverged, Scope, begin, outcome_of
-from dspex.core.errors import DspexError, InvalidInput, ProgramFailed, TaskError
+from dspex.core import effects
+from dspex.core.compare import ABSENT, changes
+from dspex.core.errors import InvalidInput, ProgramFailed, TaskError
 from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskRetried
+from dspex.core.lookup import Difference, Lookup, Parted, Stopped, Traced, Watch
 from dspex.core.program import Program
-from dspex.core.task import fold
+from dspex.core.task import TaskState, fold
 
-__all__ = ["Difference", "Report", "replay"]
+__all__ = ["Difference", "Report", "Rerun", "Watch", "difference_of", "replay", "rerun"]
 
-
-class Difference(Struct, frozen=True):
-    """Where a replay and the record part. `kind` is added, removed, arguments, reordered, output, error or input;
-    `place` is the effect's key or the path in the output; `where` the line of the program, when it is known."""
-
-    kind: str
-    place: str
-    expected: Any
-    found: Any
-    where: str = ""
+NOT_AGAIN = {
+    "DeadlineExceeded": "it ended by its deadline, and time is not replayed",
+    "Diverged": "its code changed while it was under way, and it ended by that",
+}
+"""Failures that no program raises, so that no program can give them again."""
+PATIENCE = 1.0
+"""Seconds that a run which was cancelled has to end."""
 
 
 class Report(Struct, frozen=True):
-    """What a replay found. `performed` is 0, always: it is there to be checked."""
+    """What a replay found. `performed` is 0, always: it is there to be checked. `same` is None when the task was not
+    run, and `why` says why; `stopped` is the place at which the record of a task that has not ended stops."""
 
     task: str
-    same: bool
+    same: bool | None
     effects: int
     performed: int
     difference: Difference | None = None
+    stopped: str | None = None
+    why: str = ""
+    seconds: float = 0.0
+
+
+class Rerun:
+    """A report, with what only this process can hold: the exception that ended the run, and its traceback."""
+
+    def __init__(self, report: Report, error: BaseException | None = None) -> None:
+        self.report, self.error = report, error
 
 
 async def replay(program: Program, events: Iterable[Event], task: str) -> Report:
     """Run `program` again on the input and the records in a task's events. Raises InvalidInput when they hold no
     submission, and nothing that the program raises: that is compared with how the task ended."""
+    return (await rerun(program, events, task)).report
+
+
+async def rerun(
+    program: Program, events: Iterable[Event], task: str, *, watch: Watch | None = None, strict: bool = False
+) -> Rerun:
+    """Like `replay`, for a debugger: `watch` sees every effect when it is asked for. `strict` ends the run at the first
+    difference, where otherwise it goes on with guesses for a while to find out what kind of difference it is."""
     story = list(events)
     state = fold(story)
     if state.input is None:
         raise InvalidInput(f"task {task} has no submission among its events")
-    records: list[EffectRecorded] = []
-    life = 0
+    why = _not_run(state)
+    if why:
+        return Rerun(Report(task, None, 0, 0, why=why))
+    records, life, old = _records(story)
+    lookup = Lookup(records, task, life, old, ended=state.status in ("completed", "failed"), strict=strict, watch=watch)
+    started = time.perf_counter()
+    body, error = await _run(program, bytes(state.input), lookup)
+    seconds = time.perf_counter() - started
+    ended = None if lookup.stopped else _compare(body, error, story)
+    difference = lookup.difference() or ended or lookup.unasked()
+    why = f"the task is {state.status}, and its record stops at {lookup.stopped}" if lookup.stopped else ""
+    report = Report(
+        task, difference is None, lookup.asked, 0, difference, None if difference else lookup.stopped or None,
+        "" if difference else why, round(seconds, 6),
+    )  # fmt: skip
+    return Rerun(report, lookup.parted or error)
+
+
+def _not_run(state: TaskState) -> str:
+    """Why a task is not run again; "" when it is."""
+    if state.status == "duplicate":
+        return f"the task is a duplicate: task {state.of} has its output"
+    return NOT_AGAIN.get(state.error, "") if state.status == "failed" else ""
+
+
+def _records(story: list[Event]) -> tuple[list[EffectRecorded], int, set[str]]:
+    """The records that the last attempt could see, how often a retry started clean, and the keys of earlier attempts,
+    which the last one need not have asked for again."""
+    records: dict[str, EffectRecorded] = {}
+    life, old = 0, set[str]()
     for event in story:
         if isinstance(event.data, EffectRecorded):
-            records.append(event.data)
-        elif isinstance(event.data, TaskRetried) and event.data.clean:
-            records.clear()
-            life += 1
-    runtime = _Lookup(records, task, life)
-    ended: bytes | TaskError | Diverged
-    try:
-        input = program.decode(bytes(state.input))
-        await asyncio.to_thread(program.prepare)
-        ended = await _run(program, input, runtime)
-    except (TaskError, Diverged) as error:
-        ended = error
-    difference = runtime.difference or _compare(ended, story) or runtime.unasked()
-    return Report(task, difference is None, runtime.asked, 0, difference)
+            records[event.data.key] = event.data
+            old.discard(event.data.key)
+        elif isinstance(event.data, TaskRetried):
+            if event.data.clean:
+                records.clear()
+                life += 1
+            old = set(records)
+    return list(records.values()), life, old
 
 
-async def _run(program: Program, input: Any, runtime: _Lookup) -> bytes:
-    """In a task of its own, so that the run's scope is not left behind in the caller's context."""
+async def _run(program: Program, body: bytes, lookup: Lookup) -> tuple[bytes | None, BaseException | None]:
+    """The output, or what ended the run. In a task of its own, so that nothing is left behind in the caller's context;
+    every task that it starts is a branch, as it was when it was recorded."""
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
 
     async def work() -> bytes:
-        begin(Scope(program.name, lambda: runtime))
-        if program.is_async:
-            value = await program.predict(input)
-        else:
-            value = await asyncio.to_thread(program.predict, input)
-        body: bytes = program.check_output(value).encode()
-        return body
+        effects.begin(Traced(program.name, lambda: lookup))
+        try:
+            taken = program.decode(body)
+            await asyncio.to_thread(program.prepare)
+            if program.is_async:
+                lookup.begins()
+                value = await program.predict(taken)
+            else:
+                value = await asyncio.to_thread(in_thread, taken)
+            output: bytes = program.check_output(value).encode()
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            raise ProgramFailed(str(error), type=type(error).__name__) from error
+        return output
 
+    def in_thread(input: Any) -> Any:
+        lookup.begins()
+        return program.predict(input)
+
+    # A task factory sees tasks of others, too; outside of a run it makes them as ever.
+    loop.set_task_factory(effects.branching)
+    main = asyncio.Task(work(), loop=loop, name="dspex-replay")
+    lookup.main = main
     try:
-        return await asyncio.get_running_loop().create_task(work())
-    except (TaskError, Diverged):
-        raise
-    except Exception as error:
-        raise ProgramFailed(str(error), type=type(error).__name__) from error
+        await asyncio.wait({main})
+    finally:
+        loop.set_task_factory(factory)
+        main.cancel()
+        lookup.close()
+    if main.cancelled():
+        return None, None
+    error = main.exception()
+    if error is None:
+        return main.result(), None
+    if isinstance(error, (Parted, Stopped)) or lookup.stopped:
+        return None, None
+    if not isinstance(error, Exception):
+        raise error
+    return None, error
 
 
-class _Lookup:
-    """The `Runtime` of a replay."""
-
-    def __init__(self, records: list[EffectRecorded], task: str, life: int) -> None:
-        self._life = life
-        self._known = {record.key: record for record in records}
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._left: dict[str, list[str]] = {}
-        for record in records:
-            self._left.setdefault(_branch(record.key), []).append(record.key)
-        self.asked = 0
-        self.difference: Difference | None = None
-
-    async def perform(self, call: Call) -> Any:
-        return self._answer(call)
-
-    def perform_in_thread(self, call: Call) -> Any:
-        return self._answer(call)
-
-    def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
-        return self._answer(call)
-
-    async def sleep(self, key: str, seconds: float) -> None:
-        self._wait("sleep", key)
-
-    async def signal(self, key: str, name: str, timeout: float | None) -> Any:
-        record = self._wait(f"signal.{name}", key)
-        if record.error:
-            raise TimeoutError(*record.arguments)
-        return msgspec.json.decode(record.result)
-
-    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(_awaited(work), self._loop).result()
-
-    def _wait(self, name: str, key: str) -> EffectRecorded:
-        """A wait is an effect like any other; in a task that has not ended, it may be where the record stops."""
-        return self._found(key, name, "")
-
-    def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._task}/{self._life}/{key}".encode()).digest()[:8], "big")
-
-    def unasked(self) -> Difference | None:
-        """The first record that nothing asked for."""
-        for keys in self._left.values():
-            if keys:
-                record = self._known[keys[0]]
-                return Difference("removed", record.key, record.name, None)
-        return None
-
-    def _answer(self, call: Call) -> Any:
-        return outcome_of(call, self._found(call.key, call.name, call.digest))
-
-    def _found(self, key: str, name: str, digest: str) -> EffectRecorded:
-        record = self._known.get(key)
-        left = self._left.get(_branch(key), [])
-        if record is None:
-            self._part("added", key, None, name)
-        elif record.digest != digest:
-            elsewhere = any(self._known[other].digest == digest for other in left)
-            self._part("reordered" if elsewhere else "arguments", key, record.digest, digest)
-        elif not left or left[0] != key:
-            self._part("reordered", key, left[0] if left else None, key)
-        assert record is not None, "a place without a record has been reported"
-        left.pop(0)
-        self.asked += 1
-        return record
-
-    def _part(self, kind: str, key: str, expected: Any, found: Any) -> None:
-        if self.difference is None:
-            self.difference = Difference(kind, key, expected, found, _where())
-        raise Diverged(kind, key, str(expected), str(found))
-
-
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
-
-
-def _branch(key: str) -> str:
-    """The branch of a key: what stands before the first slash, if it begins with a tilde."""
-    return key.partition("/")[0] if key.startswith("~") else ""
-
-
-def _where() -> str:
-    """The innermost line that is not dspex's own, as `file:line in function`."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if not name.startswith(("dspex.core", "asyncio", "concurrent", "threading", "uvloop")):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def _compare(ended: bytes | TaskError | Diverged, story: list[Event]) -> Difference | None:
+def _compare(body: bytes | None, error: BaseException | None, story: list[Event]) -> Difference | None:
     """How today's end differs from the recorded one; None when it does not, or when none is recorded yet."""
+    where = _where(error)
+    kind = error.type if isinstance(error, TaskError) else type(error).__name__
     for event in story:
         match event.data:
             case TaskCompleted(output=output):
-                if isinstance(ended, DspexError):
-                    return Difference("error", "", "an output", f"{type(ended).__name__}: {ended}")
-                return difference_of(msgspec.json.decode(output), msgspec.json.decode(ended))
-            case TaskFailed(type=kind):
-                if isinstance(ended, bytes):
-                    return Difference("output", "", kind, msgspec.json.decode(ended))
-                found = ended.type if isinstance(ended, TaskError) else type(ended).__name__
-                return None if found == kind else Difference("error", "", kind, found)
+                if body is None:
+                    return Difference("error", "output", msgspec.json.decode(output), f"{kind}: {error}", where)
+                return difference_of(msgspec.json.decode(output), msgspec.json.decode(body), "output")
+            case TaskFailed(type=expected):
+                if body is not None:
+                    return Difference("output", "output", expected, msgspec.json.decode(body))
+                return None if kind == expected else Difference("error", "error", expected, f"{kind}: {error}", where)
     return None
+
+
+def _where(error: BaseException | None) -> str:
+    """The innermost line of the program in a traceback."""
+    found, step = "", error.__traceback__ if error else None
+    while step is not None:
+        if not str(step.tb_frame.f_globals.get("__name__", "")).startswith(("dspex.core", "asyncio", "concurrent")):
+            code = step.tb_frame.f_code
+            found = f"{code.co_filename}:{step.tb_lineno} in {code.co_name}"
+        step = step.tb_next
+    return found
 
 
 def difference_of(expected: Any, found: Any, path: str = "") -> Difference | None:
     """The first place, by path, at which two JSON values differ."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for name in sorted(expected.keys() | found.keys()):
-            inner = difference_of(expected.get(name), found.get(name), f"{path}.{name}".lstrip("."))
-            if inner:
-                return inner
-        return None
-    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
-            inner = difference_of(one, other, f"{path}[{number}]")
-            if inner:
-                return inner
-        return None
-    same = type(expected) is type(found) and expected == found
-    return None if same else Difference("output", path, expected, found)
+    for change in changes(expected, found, path):
+        one, other = (None if value is ABSENT else value for value in change[1:])
+        return Difference("output", change.path, one, other)
+    return None

@@ -26,6 +26,7 @@ _HOME = {
         "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
         "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -33,6 +34,9 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.compose.replays import Replay as Replay
+    from dspex.compose.replays import adiff as adiff
+    from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key

@@ -12,7 +12,13 @@ from dspex.bus.client import Client, Message
 from dspex.bus.server import Server
 from dspex.bus.service import Endpoint, Request, Service, error_reply
 from dspex.core.errors import (
-    ConnectionFailed, InvalidInput, LogCorrupt, LogError, NotFound, ProgramFailed, TaskError,
+    ConnectionFailed,
+    InvalidInput,
+    LogCorrupt,
+    LogError,
+    NotFound,
+    ProgramFailed,
+    TaskError,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.console.shells import PROGRAM, Shell
 
-from dspex.console.replay import first_difference
+from dspex.core.replay import difference_of
 
 
 def test_a_task_replays_to_the_same_output(system: Shell, task: str) -> None:
@@ -21,7 +21,7 @@ def test_a_task_replays_to_the_same_output(system: Shell, task: str) -> None:
 def test_the_state_at_every_version(system: Shell, task: str) -> None:
     states = [system("replay", task, "--to", str(version), "--json").json for version in (0, 1, 2)]
     assert [state["state"]["state"] for state in states] == ["submitted", "running", "completed"]
-    assert [state["same"] for state in states] == [None, None, True]
+    assert [state["same"] for state in states] == [None, None, None]  # it is only shown
     assert [state["version"] for state in states] == [0, 1, 2]
     ran = system("replay", task, "--to", "3")
     assert (ran.code, "versions 0 to 2" in ran.err) == (2, True)
@@ -48,7 +48,8 @@ def test_other_code_gives_the_first_difference_and_exit_code_1(system: Shell, ta
     ran = system("replay", task, "--app", "other.py", "--json")
     assert ran.code == 1
     assert ran.json["same"] is False
-    assert ran.json["difference"] == {"path": "output.length", "expected": 4, "found": 5}
+    difference = {"kind": "output", "place": "output.length", "expected": 4, "found": 5, "where": ""}
+    assert ran.json["difference"] == difference
     assert "output.length" in system("replay", task, "--app", "other.py:Echo").out
 
 
@@ -95,7 +96,7 @@ def test_what_cannot_be_replayed(system: Shell, task: str, arguments: list[str],
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ("a[1].b", 2, 3)),
         ({"a": 1}, {}, ("a", 1, None)),
         ({}, {"b": 1}, ("b", None, 1)),
-        ([1], [1, 2], (" length", 1, 2)),
+        ([1], [1, 2], ("[1]", None, 2)),
         ({"a": 1}, {"a": 1.0}, ("a", 1, 1.0)),
         ({"a": True}, {"a": 1}, ("a", True, 1)),
         ({"a": "x"}, {"a": ["x"]}, ("a", "x", ["x"])),
@@ -103,5 +104,5 @@ def test_what_cannot_be_replayed(system: Shell, task: str, arguments: list[str],
     ],
 )
 def test_the_first_difference(expected: object, found: object, difference: tuple[object, ...] | None) -> None:
-    told = first_difference(expected, found)
-    assert (told and tuple(told.values())) == difference
+    told = difference_of(expected, found)
+    assert (told and (told.place, told.expected, told.found)) == difference

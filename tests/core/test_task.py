@@ -11,8 +11,21 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from dspex.core.events import (
-    EffectRecorded, Event, Head, OutcomeReported, Payload, SignalReceived, TaskClaimed, TaskCompleted,
-    TaskDeadLettered, TaskDuplicate, TaskFailed, TaskRetried, TaskSleeping, TaskSubmitted, UnknownEvent,
+    EffectRecorded,
+    Event,
+    Head,
+    OutcomeReported,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskCompleted,
+    TaskDeadLettered,
+    TaskDuplicate,
+    TaskFailed,
+    TaskRetried,
+    TaskSleeping,
+    TaskSubmitted,
+    UnknownEvent,
 )  # fmt: skip
 from dspex.core.task import TERMINAL, Status, TaskState, fold, may_attempt
 

@@ -1,0 +1,241 @@
+"""A task's past, wherever its log is: on the bus, or in a SQLite file on a machine that has no server.
+
+A `Source` gives events as `dspex.log.read` does; a `Story` is all that one says about one task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from dspex.compose.caller import Caller
+from dspex.core.codec import decode_commit, encode_event, events_of
+from dspex.core.errors import InvalidAssignment, InvalidInput, LogCorrupt, NotFound, TaskError
+from dspex.core.events import EffectRecorded, Event
+from dspex.core.ports import Entry, Log
+from dspex.core.program import Program
+from dspex.core.space import Assignment
+from dspex.core.subjects import Subjects, aggregate
+from dspex.core.task import TaskState, fold
+
+__all__ = ["BusSource", "FileSource", "Source", "Story", "instance_of", "stories", "story_of", "to_event"]
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        """CloudEvents with their positions, in order: of a `task`, an `aggregate`, a `program` or all, those behind
+        `after`. Raises NotFound for a task that the log does not have."""
+
+    async def head(self) -> int:
+        """The position of the newest entry."""
+
+    async def values(self, program: str) -> dict[str, dict[str, Any]]:
+        """The values that are known, by the hash of their assignment."""
+
+    async def close(self) -> None:
+        """Give back what it holds open."""
+
+
+class BusSource:
+    """The log of a running system."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        return self.caller.events(**query)
+
+    async def head(self) -> int:
+        return int((await self.caller.read_log(limit=1))["head"])
+
+    async def values(self, program: str) -> dict[str, dict[str, Any]]:
+        try:
+            now = await self.caller.variables(program)
+        except TaskError:  # no agent serves it now: then the default values have to do
+            return {}
+        paths = now["space"]["variables"]
+        return {now["assignment"]: {path: value for path, value in now["values"].items() if path in paths}}
+
+    async def close(self) -> None:
+        await self.caller.close()
+
+
+class FileSource:
+    """A log in a SQLite file, read without a server."""
+
+    def __init__(self, log: Log, prefix: str = "dspex") -> None:
+        self._log, self._subjects = log, Subjects(prefix)
+
+    @classmethod
+    async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
+        """Open a file for reading only. Raises LogError when it is no log of ours."""
+        from dspex.store import SqliteLog
+
+        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix)
+
+    async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        after = int(query.get("after", 0))
+        if "task" in query:
+            for entry in await self._of_task(str(query["task"])):
+                for event in self._shown(entry) if entry.position > after else ():
+                    yield event
+            return
+        while page := await self._log.scan(after):
+            for entry in page:
+                for event in self._shown(entry):
+                    if _wanted(event, query):
+                        yield event
+            after = page[-1].position
+
+    async def head(self) -> int:
+        return await self._log.head()
+
+    async def values(self, program: str) -> dict[str, dict[str, Any]]:
+        return {}
+
+    async def close(self) -> None:
+        await self._log.close()
+
+    async def _of_task(self, task: str) -> list[Entry]:
+        found = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
+        door = self._subjects.door_of(found.subject) if found else None
+        if found is None or door is None or door[0] != "task":
+            raise NotFound(f"the log has no task {task[:40]}")
+        story = [found, *await self._log.read(aggregate("task", door[1], task))]
+        for kind in ("outcome", "signal"):
+            after = 0
+            while page := await self._log.scan(after, 1000, self._subjects.door(kind, door[1])):
+                story += [entry for entry in page if _names(entry.body, task)]
+                after = page[-1].position
+        return sorted(story, key=lambda entry: entry.position)
+
+    def _shown(self, entry: Entry) -> list[dict[str, Any]]:
+        try:
+            events = events_of(entry, self._subjects)
+        except LogCorrupt:
+            return []
+        return [{"position": entry.position, **msgspec.json.decode(encode_event(event))} for event in events]
+
+
+def _wanted(event: dict[str, Any], query: dict[str, Any]) -> bool:
+    name = str(event["aggregate"])
+    if "aggregate" in query:
+        return name == str(query["aggregate"])
+    return "program" not in query or name.split(".")[1] == str(query["program"])
+
+
+def _names(body: bytes, task: str) -> bool:
+    try:
+        named = msgspec.json.decode(body).get("task")
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+        return False
+    return str(named) == task
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the log has of one task: its own events, all that are about it as JSON, where its program was, and values by
+    the hash of their assignment."""
+
+    task: str
+    program: str
+    shown: list[dict[str, Any]]
+    events: list[Event]
+    app: str
+    known: dict[str, dict[str, Any]]
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task stands after the last event."""
+        return fold(self.events)
+
+    @property
+    def versions(self) -> int:
+        """The version of the last event; there is one state for each, and 0 is the submission."""
+        return self.events[-1].version
+
+    def at(self, version: int) -> list[Event]:
+        """The events up to a version. Raises InvalidInput for one that the task does not have."""
+        if not 0 <= version <= self.versions:
+            raise InvalidInput(f"task {self.task} has versions 0 to {self.versions}, there is no {version}")
+        return [event for event in self.events if event.version <= version]
+
+    def before(self, time: str) -> list[Event]:
+        """The events up to a time, RFC 3339 in UTC. Raises InvalidInput when the task came later."""
+        found = [event for event in self.events if event.time <= time]
+        if not found:
+            raise InvalidInput(f"task {self.task} came in at {self.events[0].time}, which is later than {time}")
+        return found
+
+    @property
+    def recorded_seconds(self) -> float:
+        """How long the recorded effects took; for a task without any, how long the program ran."""
+        records = (event.data for event in self.events if isinstance(event.data, EffectRecorded))
+        return max(sum(record.seconds for record in records if record.name != "sleep"), self.state.seconds)
+
+
+def to_event(shown: dict[str, Any]) -> Event:
+    """An event from the CloudEvent that the log's door gave."""
+    return decode_commit(msgspec.json.encode([shown]), shown["position"])[0]
+
+
+async def story_of(source: Source, task: str) -> Story:
+    """One task from a log. Raises NotFound, InvalidInput."""
+    if not (task.isascii() and task.isdecimal()):
+        raise InvalidInput(f"{task[:40]!r} is no task's id, which is a number; `dspex tasks` lists them")
+    shown = [event async for event in source.events(task=task)]
+    if not shown:
+        raise NotFound(f"the log has no task {task}")
+    program = str(shown[0]["data"]["program"])
+    app, known = await _about(source, program)
+    return _story(task, program, shown, app, known)
+
+
+async def stories(source: Source, program: str) -> list[Story]:
+    """Every task of a program, oldest first."""
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    async for event in source.events(program=program):
+        kind, _, task = str(event["aggregate"]).split(".")
+        if kind == "task":
+            by_task.setdefault(task, []).append(event)
+    app, known = await _about(source, program)
+    whole = {task: shown for task, shown in by_task.items() if shown[0]["type"] == "TaskSubmitted"}
+    return [_story(task, program, shown, app, known) for task, shown in whole.items()]
+
+
+async def _about(source: Source, program: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    app = ""
+    with contextlib.suppress(TaskError):
+        async for event in source.events(aggregate=f"program.{program}.0"):
+            app = event["data"].get("app", app)
+    return app, await source.values(program)
+
+
+def _story(
+    task: str, program: str, shown: list[dict[str, Any]], app: str, known: dict[str, dict[str, Any]]
+) -> Story:
+    name = f"task.{program}.{task}"
+    return Story(task, program, shown, [to_event(it) for it in shown if it["aggregate"] == name], app, known)
+
+
+def instance_of(program: type[Program], story: Story, values: dict[str, Any] | None = None) -> Program | None:
+    """The program on the values that the task ran on, or on these values on top of those; None when nobody knows what
+    it ran on. Raises InvalidAssignment for values that cannot be."""
+    wanted = story.state.assignment
+    found: Program | None = None
+    if not wanted or program.space().default().hash == wanted:
+        found = program()
+    elif wanted in story.known:
+        with contextlib.suppress(InvalidAssignment):
+            found = program(assignment=Assignment.from_json(story.known[wanted]))
+            found = found if found.assignment.hash == wanted else None
+    if not values:
+        return found
+    return program(assignment=program.space().assign(values, base=found.assignment if found else None))
