@@ -40,6 +40,7 @@ class Woken(Delivery):
         raw = f"NATS/1.0\r\n{fields}\r\n".encode() if fields else None
         self.message = Message(entry.subject.encode(), wake.message.raw_reply, entry.body, raw)
         self.position, self.delivered = entry.position, wake.delivered + 1
+        self.wake = wake.position
         self._stored_at = entry.time
 
     @property

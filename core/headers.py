@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from dspex.core.errors import InvalidInput
 
 __all__ = [
-    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "REPLY", "TASK",
+    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY", "TASK",
     "WAIT", "deadline_of", "key_of", "wait_of",
 ]
 
@@ -16,6 +16,7 @@ KEY = "Dspex-Key"
 DEADLINE = "Dspex-Deadline"
 CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
+PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
 TASK = "Dspex-Task"
 WAIT = "Dspex-Wait"

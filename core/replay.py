@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from dspex.core.effects import Call, Diverged, begin, outcome_of
 from dspex.core.errors import DspexError, InvalidInput, ProgramFailed, TaskError
-from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskRetried
+from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed
+from dspex.core.history import remembered
 from dspex.core.program import Program
 from dspex.core.task import fold
 
@@ -52,15 +53,8 @@ async def replay(program: Program, events: Iterable[Event], task: str) -> Report
     state = fold(story)
     if state.input is None:
         raise InvalidInput(f"task {task} has no submission among its events")
-    records: list[EffectRecorded] = []
-    life = 0
-    for event in story:
-        if isinstance(event.data, EffectRecorded):
-            records.append(event.data)
-        elif isinstance(event.data, TaskRetried) and event.data.clean:
-            records.clear()
-            life += 1
-    runtime = _Lookup(records, task, life)
+    memory = remembered(story)
+    runtime = _Lookup(list(memory.records.values()), task, memory.life)
     ended: bytes | TaskError | Diverged
     try:
         input = program.decode(bytes(state.input))
@@ -130,6 +124,9 @@ class _Lookup:
     def _wait(self, name: str, key: str) -> EffectRecorded:
         """A wait is an effect like any other; in a task that has not ended, it may be where the record stops."""
         return self._found(key, name, "")
+
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        raise AssertionError("a replay performs nothing")
 
     def seed(self, key: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self._task}/{self._life}/{key}".encode()).digest()[:8], "big")
