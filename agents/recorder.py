@@ -81,7 +81,7 @@ class Attempt(Protocol):
         """Append behind `head`, and move `head` when it was taken."""
 
     async def signals(self, name: str) -> list[SignalReceived]:
-        """The signals of a name that have reached the task, oldest first."""
+        """The signals of a name that have reached the task, in the order of their positions."""
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         """Run another program and give its output. Raises TaskError."""
@@ -104,6 +104,7 @@ class Recorder:
         self._pending: list[Payload] = []
         self._writing: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
+        self._stored = self._in_flight = 0
         self._under_way = 0
         self._active = loop.time()
         self._parked: set[asyncio.Task[Any]] = set()
@@ -185,8 +186,9 @@ class Recorder:
                     self._break(error)
             self._check()
             taken = self.taken(name)  # now, not before the read: another branch may have taken one meanwhile
-            if len(received) > taken:
-                record = EffectRecorded(key=key, name=kind, digest="", result=received[taken].value)
+            fresh = next((each for each in received if each.position not in taken), None)
+            if fresh:
+                record = EffectRecorded(key=key, name=kind, digest="", result=fresh.value, arguments=[fresh.position])
             elif until is not None and until <= time.time():
                 record = EffectRecorded(key=key, name=kind, digest="", error="builtins:TimeoutError", arguments=[
                     f"the signal {name} did not come in time"])  # fmt: skip
@@ -199,10 +201,10 @@ class Recorder:
             raise TimeoutError(*record.arguments)
         return msgspec.json.decode(record.result)
 
-    def taken(self, name: str) -> int:
-        """How many signals of a name the program has taken so far."""
+    def taken(self, name: str) -> set[object]:
+        """The positions of the signals of a name that the program has taken so far."""
         kind = f"signal.{name}"
-        return sum(record.name == kind and not record.error for record in self._known.values())
+        return {record.arguments[0] for record in self._known.values() if record.name == kind and not record.error}
 
     def wait_in_thread(self, work: Awaitable[Any]) -> Any:
         async def waited() -> Any:
@@ -272,7 +274,9 @@ class Recorder:
         """Return when the claim and everything recorded so far is in the log. Raises Superseded, LogError."""
         if not self._attempt.claimed and not self._pending and self._writing is None:
             self._pending.append(self._attempt.claim())
-        while self._pending or self._writing:
+        # Not until nothing is left: what other branches record meanwhile is not ours to wait for.
+        upto = self._stored + self._in_flight + len(self._pending)
+        while self._stored < upto:
             if self._unwritten:
                 raise self._unwritten
             await asyncio.shield(self._writing or self._begin_writing())
@@ -299,6 +303,8 @@ class Recorder:
 
     def _written(self, writing: asyncio.Task[None]) -> None:
         self._writing = None
+        if self._pending and self._later is None and not self.closed:
+            self._later = self._loop.call_later(BEHIND, self._write_behind)
         if not writing.cancelled():
             self._unwritten = writing.exception()
             self.broken = self.broken or self._unwritten
@@ -309,16 +315,16 @@ class Recorder:
             self._begin_writing()
 
     async def _write(self) -> None:
-        while self._pending:
-            batch: list[Payload] = []
-            size = 0
-            while self._pending and (not batch or size + _size(self._pending[0]) <= MAX_COMMIT):
-                size += _size(self._pending[0])
-                batch.append(self._pending.pop(0))
-            if not self._attempt.claimed and not isinstance(batch[0], TaskClaimed):
-                batch.insert(0, self._attempt.claim())
-            if isinstance(await self._attempt.commit(batch), Conflict):
-                raise Superseded(f"task {self._attempt.id} was taken over by another attempt")
+        count = size = 0
+        while count < len(self._pending) and (not count or size + _size(self._pending[count]) <= MAX_COMMIT):
+            size += _size(self._pending[count])
+            count += 1
+        batch, self._pending, self._in_flight = self._pending[:count], self._pending[count:], count
+        if not self._attempt.claimed and not isinstance(batch[0], TaskClaimed):
+            batch.insert(0, self._attempt.claim())
+        if isinstance(await self._attempt.commit(batch), Conflict):
+            raise Superseded(f"task {self._attempt.id} was taken over by another attempt")
+        self._stored, self._in_flight = self._stored + count, 0
 
     def _note(self, record: EffectRecorded) -> None:
         if not self.closed:

@@ -450,7 +450,8 @@ class Worker:
             raise Superseded(f"task {run.id} was taken over by another attempt")
         # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
         for name in {wait.signal for wait in waits if wait.signal}:
-            if len(await self.waiting.received(run.id, name)) > run.recorder.taken(name):
+            taken = run.recorder.taken(name)
+            if any(each.position not in taken for each in await self.waiting.received(run.id, name)):
                 await self.waiting.wake(run.id)
                 break
         else:

@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
     "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
-    "DeadlineExceeded", "DefinitionError", "DspexError", "Embedding", "InvalidAssignment", "InvalidInput", "Label",
-    "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse", "NotFound", "Probability", "Program",
-    "ProgramDescription", "ProgramFailed", "ReasoningChain", "Schema", "Score", "Secret", "Space", "System",
-    "TaskError", "Tensor", "TokenList", "Unavailable", "computed", "constraint", "variable",
+    "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding", "HttpReply",
+    "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
+    "NotFound", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Retry",
+    "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable", "computed",
+    "constraint", "effect", "http", "idempotency_key", "variable",
 ]  # fmt: skip
 
 HEAVY = {

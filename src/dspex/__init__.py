@@ -22,9 +22,12 @@ _HOME = {
     ),
     "dspex.core.errors": (
         "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
+        "EffectFailed",
         "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound", "ProgramFailed",
         "TaskError", "Unavailable",
     ),
+    "dspex.core.retry": ("Retry",),
+    "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.system": ("System",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -32,6 +35,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.compose.http import HttpReply as HttpReply
+    from dspex.compose.http import http as http
     from dspex.compose.system import System as System
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from dspex.core.errors import DeadlineExceeded as DeadlineExceeded
     from dspex.core.errors import DefinitionError as DefinitionError
     from dspex.core.errors import DspexError as DspexError
+    from dspex.core.errors import EffectFailed as EffectFailed
     from dspex.core.errors import InvalidAssignment as InvalidAssignment
     from dspex.core.errors import InvalidInput as InvalidInput
     from dspex.core.errors import LimitExceeded as LimitExceeded
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
     from dspex.core.errors import Unavailable as Unavailable
     from dspex.core.program import Program as Program
     from dspex.core.program import ProgramDescription as ProgramDescription
+    from dspex.core.retry import Retry as Retry
     from dspex.core.schema import Schema as Schema
     from dspex.core.space import Assignment as Assignment
     from dspex.core.space import Space as Space
