@@ -298,16 +298,7 @@ class Recorder:
     def _begin_writing(self) -> asyncio.Task[None]:
         # Past the task factory and in an empty context: this is no branch of the program.
         self._writing = asyncio.Task(self._write(), loop=self._loop, name="dspex-record", context=Context())
-        self._writing.add_done_callback(self._written)
         return self._writing
-
-    def _written(self, writing: asyncio.Task[None]) -> None:
-        self._writing = None
-        if self._pending and self._later is None and not self.closed:
-            self._later = self._loop.call_later(BEHIND, self._write_behind)
-        if not writing.cancelled():
-            self._unwritten = writing.exception()
-            self.broken = self.broken or self._unwritten
 
     def _write_behind(self) -> None:
         self._later = None
@@ -315,6 +306,17 @@ class Recorder:
             self._begin_writing()
 
     async def _write(self) -> None:
+        try:
+            await self._write_batch()
+        except Exception as error:
+            self._unwritten = error
+            self.broken = self.broken or error
+        finally:
+            self._writing = None
+            if self._pending and self._later is None and not self.closed:
+                self._later = self._loop.call_later(BEHIND, self._write_behind)
+
+    async def _write_batch(self) -> None:
         count = size = 0
         while count < len(self._pending) and (not count or size + _size(self._pending[count]) <= MAX_COMMIT):
             size += _size(self._pending[count])

@@ -1,0 +1,20 @@
+"""The fault campaign in short: whoever is killed, no promise of durable execution is broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_no_promise_is_broken_while_everything_is_killed_in_turn() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/chaos.py", "--short", "--json"], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["tasks"], found["effects"]) == (200, 1000)
+    assert sum(found["kills"].values()) == 6
