@@ -184,10 +184,13 @@ class Client:
                 self._wire.push()
                 try:
                     await self._wire.flush(timeout=1)
-                except NatsError:
+                except (NatsError, OSError, RuntimeError):
                     logger.debug("not everything could be sent before closing")
             self.on_closed.clear()
-            await self._wire.close()
+            try:
+                await self._wire.close()
+            except (NatsError, OSError, RuntimeError) as error:  # the server went first
+                logger.debug("the connection was closed already: %s", error)
         self._fail_waiting("the connection to NATS was closed")
 
     async def __aenter__(self) -> Self:
