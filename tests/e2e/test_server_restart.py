@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Callable
 
+from tests.e2e.plain import WRONG
 from tests.e2e.running import Running
 
 
@@ -24,6 +26,10 @@ async def test_a_server_killed_while_it_starts_is_started_once_more(systems: Cal
                 os.kill(pid, signal.SIGKILL)
         assert len(killed) == 3
         async with await system.plain() as plain:
-            await system.agents(plain, "nap")
-            task = await plain.submit("nap", {"n": 1})
+            task = 0
+            while not task and time.monotonic() < until:
+                try:
+                    task = await plain.submit("nap", {"n": 1}, timeout=1)
+                except WRONG:
+                    await asyncio.sleep(0.1)
             assert (await plain.final("nap", task)).json["n"] == 1
