@@ -144,7 +144,8 @@ class Waiting:
             head = await head_of(self._log, inbox)
             if any(known.position == signal.position for known in await self.received(task, signal.name)):
                 return
-            events = events_for(inbox, head, [signal], source=self._source, correlation=task, causation=str(signal.position))
+            cause = str(signal.position)
+            events = events_for(inbox, head, [signal], source=self._source, correlation=task, causation=cause)
             if isinstance(await self._log.append(inbox, events, head), Appended):
                 return
         raise LogError(f"the inbox of task {task} changed {TRIES} times while a signal was put into it")

@@ -34,12 +34,20 @@ from dspex.core.codec import decode_commit
 from dspex.core.effects import Diverged, Scope, begin
 from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
 from dspex.core.events import (
-    Event, Head, Payload, SignalReceived, TaskClaimed, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskFailed,
+    Event,
+    Head,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskCompleted,
+    TaskDeadLettered,
+    TaskDuplicate,
+    TaskFailed,
     TaskRetried,
 )
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import Subjects
 from dspex.core.task import fold, may_attempt
 
 __all__ = ["MAX_OUTPUT", "Run", "Worker"]
@@ -403,7 +411,9 @@ class Worker:
 
     async def _settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        room = self.client.max_payload - ENVELOPE - (len(bytes(payload.output)) if isinstance(payload, TaskCompleted) else 0)
+        room = self.client.max_payload - ENVELOPE
+        if isinstance(payload, TaskCompleted):
+            room -= len(bytes(payload.output))
         rest = await run.recorder.rest(room) if run.recorder else []
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)

@@ -60,7 +60,7 @@ class Submitter:
 
     async def _submit(self) -> None:
         for n in self._numbers:
-            while n >= self.allowed:
+            while n >= self.allowed:  # noqa: ASYNC110 - a number, not a moment
                 await asyncio.sleep(0.005)
             body = {"n": n, "book": str(self.book), "seconds": 0.02 + n % 7 / 50}
             while True:
@@ -72,7 +72,10 @@ class Submitter:
                     await asyncio.sleep(0.05)
 
 
-async def run(folder: Path, tasks: int, kills: int, seed: int) -> tuple[Story, Path, dict[int, int], list[tuple[str, float]]]:
+Found = tuple[Story, Path, dict[int, int], list[tuple[str, float]]]
+
+
+async def run(folder: Path, tasks: int, kills: int, seed: int) -> Found:
     """One system with two agents and `tasks` tasks; the log, the book, what was acknowledged, who was killed when."""
     chance, book, killed = random.Random(seed), folder / "book", []
     random.seed(seed)

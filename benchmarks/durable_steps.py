@@ -78,7 +78,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dbos import DBOS
 folder, workflows, steps, _ = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 file = f"{folder}/dbos-{time.time_ns()}.db"
-DBOS(config={"name": "steps", "system_database_url": f"sqlite:///{file}", "log_level": "ERROR", "run_admin_server": False})
+url = f"sqlite:///{file}"
+DBOS(config={"name": "steps", "system_database_url": url, "log_level": "ERROR", "run_admin_server": False})
 
 @DBOS.step()
 def step(state):
@@ -140,7 +141,8 @@ if __name__ == "__main__":
         seconds = time.perf_counter() - started
         kinds = [event["type"] for event in system.events(tasks[-1])]
         assert kinds.count("EffectRecorded") == steps, kinds
-        print(f"RESULT {workflows * steps / seconds} acknowledged by nats-server, no fsync a step; one at a time {one:,.0f}/s")
+        said = f"acknowledged by nats-server, no fsync a step; one workflow at a time {one:,.0f}/s"
+        print(f"RESULT {workflows * steps / seconds} {said}")
 '''
 
 
@@ -149,9 +151,8 @@ def install(folder: Path, name: str) -> Path | None:
     place = folder / f"venv-{name}"
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    done = subprocess.run(
-        [python, "-m", "pip", "-q", "--disable-pip-version-check", "install", *PEERS[name]], capture_output=True, text=True
-    )
+    command = [python, "-m", "pip", "-q", "--disable-pip-version-check", "install", *PEERS[name]]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(f"{name} is left out: it cannot be installed here ({done.stderr.strip().splitlines()[-1][:200]})")
         return None
@@ -208,7 +209,8 @@ def main() -> int:
         print(json.dumps(report))
     else:
         for name, row in report.items():
-            print(f"{name:18} {row['steps_per_second']:>8,} steps/s   dspex is {row['dspex_is']}x   {row['durability']}")
+            rate, ratio = row["steps_per_second"], row["dspex_is"]
+            print(f"{name:18} {rate:>8,} steps/s   dspex is {ratio}x   {row['durability']}")
     return 0
 
 

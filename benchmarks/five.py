@@ -11,7 +11,7 @@ from dspex import Program, Schema, effect, idempotency_key
 
 @effect
 async def step(book: str, task: int, value: int, seconds: float) -> int:
-    with Path(book).open("a") as file:  # one short line: appended in one piece
+    with Path(book).open("a") as file:  # noqa: ASYNC230 - one short line: appended in one piece
         file.write(f"{task} {value} {idempotency_key()} {time.time()}\n")
     await asyncio.sleep(seconds)
     return (value * 31 + 7) % 1_000_003

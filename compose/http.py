@@ -52,9 +52,9 @@ def http(
     if key := idempotency_key():
         sent.setdefault("Idempotency-Key", key)
     data = body.encode() if isinstance(body, str) else body
-    request = urllib.request.Request(url, data=data, headers=sent, method=method.upper())  # noqa: S310 - checked above
+    request = urllib.request.Request(url, data=data, headers=sent, method=method.upper())
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
             return _reply(reply)
     except urllib.error.HTTPError as error:  # an answer like any other
         with error:

@@ -28,8 +28,8 @@ from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 
 __all__ = [
-    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program", "effect", "entered", "failed",
-    "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
+    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program", "effect",
+    "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -41,7 +41,7 @@ R = TypeVar("R")
 class Scope:
     """One branch of a run: what was asked in it so far.
 
-    `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed, because
+    `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed, for
     most programs ask for nothing. `live` are the tasks of all branches of the run that have not ended.
     """
 
@@ -124,7 +124,7 @@ _idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
 
 
 def begin(program: str, make: Callable[[], Runtime]) -> Scope:
-    """Make what follows in this context a run of `program`; `make` gives its runtime when an effect is first asked for."""
+    """Make what follows in this context a run of `program`; `make` gives its runtime when it is first needed."""
     scope = Scope(program, make)
     _scope.set(scope)
     return scope
@@ -354,7 +354,7 @@ def _exception(record: EffectRecorded) -> Exception:
             if isinstance(made, EffectFailed):
                 made.name = record.name
             return made
-    except Exception:  # noqa: S110 - whatever its class does when it is made of other words than its own
+    except Exception:
         pass
     words = ", ".join(map(str, record.arguments))
     return EffectFailed(f"{record.name} raised {name}: {words}", name=record.name)

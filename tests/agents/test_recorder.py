@@ -131,7 +131,8 @@ async def test_no_commit_is_larger_than_its_bound(fake: Fake, recorder: Recorder
     for n in range(30):
         recorder.perform_now(call(f"k{n}", outside=False), lambda: "x" * 50_000)
     rest = await recorder.rest()
-    sizes = [sum(map(len, (bytes(p.result) for p in c if isinstance(p, EffectRecorded)))) for c in [*fake.commits, rest]]
+    commits = [[p for p in commit if isinstance(p, EffectRecorded)] for commit in [*fake.commits, rest]]
+    sizes = [sum(len(bytes(record.result)) for record in records) for records in commits]
     assert max(sizes) <= module.MAX_COMMIT
     assert len(fake.keys) + len(rest) == 30
 
@@ -202,7 +203,8 @@ async def test_an_effect_under_way_at_the_end_is_not_recorded(fake: Fake, record
 
 
 async def test_other_arguments_diverge_for_good(fake: Fake) -> None:
-    again = Recorder(fake, [_event(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"4")))], asyncio.get_running_loop())
+    before = _event(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"4")))
+    again = Recorder(fake, [before], asyncio.get_running_loop())
     assert await again.perform(call("a")) == 4
     with pytest.raises(Suspended):
         await again.perform(call("a", digest="other"))

@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_no_promise_is_broken_while_everything_is_killed_in_turn() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/chaos.py", "--short", "--json"], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    command = [sys.executable, "benchmarks/chaos.py", "--short", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert (found["tasks"], found["effects"]) == (200, 1000)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.e2e.plain import WRONG, Plain, Story
 from tests.e2e.running import Running
 
@@ -299,7 +298,8 @@ async def test_a_program_calls_another(plain: Plain, book: Book) -> None:
     task = await plain.submit("calls", ask(book, "t", ""))
     assert (await plain.final("calls", task)).json["total"] == 10
     story = await plain.story()
-    [called] = [e for e in story.entries if e.subject == "dspex.task.steps" and e.headers.get("Dspex-Parent") == str(task)]
+    steps = [entry for entry in story.entries if entry.subject == "dspex.task.steps"]
+    [called] = [entry for entry in steps if entry.headers.get("Dspex-Parent") == str(task)]
     assert len(called.headers["Dspex-Key"]) == 32
 
 
