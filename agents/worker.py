@@ -292,7 +292,8 @@ class Worker:
                     return
             output = await self._execute(run, input)
         except Suspended:
-            await self._put_to_sleep(run)
+            if run.suspended and not run.abandoned:
+                await self._put_to_sleep(run)
             return
         except TaskError as error:
             payload = _failure(error, time.perf_counter() - started)

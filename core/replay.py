@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dspex.core.effects import Call, Diverged, begin, outcome_of
+from dspex.core.effects import Call, Diverged, begin, branching, outcome_of
 from dspex.core.errors import DspexError, InvalidInput, ProgramFailed, TaskError
 from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed
 from dspex.core.history import remembered
@@ -78,12 +78,17 @@ async def _run(program: Program, input: Any, runtime: _Lookup) -> bytes:
         body: bytes = program.check_output(value).encode()
         return body
 
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    loop.set_task_factory(branching)  # branches are numbered as in an agent
     try:
-        return await asyncio.get_running_loop().create_task(work())
+        return await asyncio.Task(work(), loop=loop)
     except (TaskError, Diverged):
         raise
     except Exception as error:
         raise ProgramFailed(str(error), type=type(error).__name__) from error
+    finally:
+        loop.set_task_factory(before)
 
 
 class _Lookup:

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dspex import Program
+from dspex.core.codec import events_of
+from dspex.core.ports import Entry
+from dspex.core.replay import replay
+from dspex.core.subjects import Subjects
+from tests.e2e import lasting
 from tests.e2e.plain import WRONG, Plain, Story
 from tests.e2e.running import Running
 
@@ -328,3 +334,30 @@ async def test_a_drained_agent_hands_over_those_who_wait(systems: Callable[..., 
                     await asyncio.sleep(0.1)
             assert (await plain.final("threaded", task)).json["said"] == "on"
             assert {len(keys) for keys in book.done.values()} == {1}
+
+
+async def test_what_was_recorded_replays_to_the_same(plain: Plain, book: Book) -> None:
+    asked: list[tuple[type[Program], dict[str, Any]]] = [
+        (lasting.Steps, ask(book, "a", "")), (lasting.Waits, ask(book, "b", "both")),
+        (lasting.Waits, ask(book, "c", "timeout", 2)), (lasting.Waits, ask(book, "d", "sleep", 2)),
+        (lasting.Again, ask(book, "e", "", times=1)), (lasting.Anew, ask(book, "f", "", times=1)),
+        (lasting.Threaded, ask(book, "g", "")), (lasting.Calls, ask(book, "h", "")),
+    ]  # fmt: skip
+    tasks = [await plain.submit(program.name, body) for program, body in asked]
+    for value in (1, 2):
+        await tell(plain, "waits", tasks[1], "go", value)
+    for (program, _), task in zip(asked, tasks, strict=True):
+        assert (await plain.final(program.name, task)).code is None
+    story, performed = await plain.story(), book.path.read_text()
+    for (program, _), task in zip(asked, tasks, strict=True):
+        subjects = {f"dspex.event.task.{program.name}.{task}"}
+        events = [
+            event
+            for stored in story.entries if stored.subject in subjects or stored.position == task
+            for event in events_of(Entry(
+                position=stored.position, time=0.0, subject=stored.subject, body=stored.body, headers=stored.headers
+            ), Subjects())
+        ]  # fmt: skip
+        report = await replay(program(), events, str(task))
+        assert report.same, (program.name, report)
+    assert book.path.read_text() == performed
