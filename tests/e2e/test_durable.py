@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e import lasting
+from tests.e2e.plain import WRONG, Plain, Story
+from tests.e2e.running import Running
+
 from dspex import Program
 from dspex.core.codec import events_of
 from dspex.core.ports import Entry
 from dspex.core.replay import replay
 from dspex.core.subjects import Subjects
-from tests.e2e import lasting
-from tests.e2e.plain import WRONG, Plain, Story
-from tests.e2e.running import Running
 
 HERE = Path(__file__).parent / "lasting.py"
 PLANS = [(f"{HERE}:{name}", count) for name, count in (
