@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, unseen, with_idempotency
-from dspex.core.errors import DspexError, LimitExceeded
-from dspex.core.events import (
-    EffectRecorded,
-    Event,
-    Payload,
-    SignalReceived,
-    TaskClaimed,
-    TaskRetried,
-    TaskSleeping,
-)
+from dspex.core.errors import DspexError, EffectFailed, LimitExceeded
+from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskClaimed, TaskSleeping
+from dspex.core.history import remembered
 from dspex.core.ports import Appended, Conflict
 
 __all__ = ["Attempt", "Recorder", "Superseded", "Suspended"]
@@ -34,16 +30,26 @@ __all__ = ["Attempt", "Recorder", "Superseded", "Suspended"]
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
 MAX_COMMIT = 256 << 10
-"""Bytes of results that one commit may hold; more go into the next."""
+"""Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""
+RECORD = 512
+"""Bytes that a record takes beside its result."""
+BEHIND = 0.02
+"""Seconds that a record may wait for a companion before it is written although nothing asks for it."""
 QUIET = 0.005
-"""Seconds without an effect under way after which a run that waits is put to sleep."""
+"""Seconds without an effect under way after which a run is put to sleep, when all of its branches wait."""
+LINGER = 0.25
+"""The same when some branches do not wait: they may be computing, or wait for other branches."""
 SHORT = 1.5
 """Seconds that are slept in the process; more are slept in the log."""
+LOOK = 1.0
+"""Seconds after which a branch that waits beside busy ones looks whether its signal has come."""
+MAX_WAIT = 100 * 365 * 86_400.0
+"""Seconds that a sleep or a wait may take."""
 
 
 class Suspended(BaseException):
-    """The task waits for what may take long; its process's part ends here. Not an Exception, so that no program takes
-    it for one of its own."""
+    """The run ends here: the task waits for what may take long, or it cannot go on in this process. Not an Exception,
+    so that no program takes it for one of its own."""
 
 
 class Superseded(DspexError):
@@ -57,6 +63,14 @@ class Attempt(Protocol):
     def id(self) -> str:
         """The task's id."""
 
+    @property
+    def limit(self) -> int:
+        """The most bytes that one result may have."""
+
+    @property
+    def branches(self) -> set[asyncio.Task[Any]]:
+        """The branches of the run that have not ended, without the main one."""
+
     claimed: bool
     suspended: bool
 
@@ -67,187 +81,295 @@ class Attempt(Protocol):
         """Append behind `head`, and move `head` when it was taken."""
 
     async def signals(self, name: str) -> list[SignalReceived]:
-        """The signals of a name that have reached the task, oldest first."""
+        """The signals of a name that have reached the task, in the order of their positions."""
+
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        """Run another program and give its output. Raises TaskError."""
 
     def suspend(self) -> None:
         """End the program's run here; what it waits for is in `waits` of the recorder."""
 
 
 class Recorder:
-    """The `Runtime` of an attempt. `history` are the records of the attempts before it."""
+    """The `Runtime` of an attempt. `history` are the records of the attempts before it.
+
+    `broken` is what made it stop (LogError, Superseded, Diverged), whatever the program has made of that; `closed` says
+    that the run is over, and that what is still asked comes from a branch that was left behind.
+    """
 
     def __init__(self, attempt: Attempt, history: Iterable[Event], loop: asyncio.AbstractEventLoop) -> None:
         self._attempt, self._loop = attempt, loop
-        self._known: dict[str, EffectRecorded] = {}
-        self._until: dict[str, float | None] = {}
-        self._life = 0
-        self._recall(history)
+        memory = remembered(history)
+        self._known, self._until, self._life = memory.records, memory.until, memory.life
         self._pending: list[Payload] = []
         self._writing: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._stored = self._in_flight = 0
         self._under_way = 0
+        self._active = loop.time()
         self._parked: set[asyncio.Task[Any]] = set()
         self.waits: dict[str, TaskSleeping] = {}
-
-    def _recall(self, history: Iterable[Event]) -> None:
-        """What the attempts before this one have done; a clean retry forgot what was before it."""
-        for event in history:
-            match event.data:
-                case EffectRecorded() as record:
-                    self._known[record.key] = record
-                case TaskSleeping(key=key, until=until):
-                    self._until[key] = until
-                case TaskRetried(clean=True):
-                    self._known.clear()
-                    self._until.clear()
-                    self._life += 1
+        self.broken: BaseException | None = None
+        self._unwritten: BaseException | None = None
+        self.closed = False
 
     # -- the Runtime port
 
     async def perform(self, call: Call) -> Any:
         """Look the effect up, or perform and record it."""
-        if self._attempt.suspended:
-            raise Suspended
         record = self._look_up(call)
         if record is None:
-            if call.outside:
-                await self.flush()
-            started = time.perf_counter()
-            self._under_way += 1
-            try:
-                result = await with_idempotency(self._idempotency_key(call.key), call.act)()
-            except Exception as error:
-                record = failed(call, error, time.perf_counter() - started)
-            else:
-                record = recorded(call, result, time.perf_counter() - started)
-            finally:
-                self._under_way -= 1
+            with self._busy(), unseen():
+                if call.outside:
+                    try:
+                        await self.flush()
+                    except Exception as error:
+                        self._break(error)
+                    self._check()
+                record = await self._act(call)
+            self._check()
             self._note(record)
+            if call.outside and self._later is None:
+                self._later = self._loop.call_later(BEHIND, self._write_behind)
         return outcome_of(call, record)
 
+    async def _act(self, call: Call) -> EffectRecorded:
+        started = time.perf_counter()
+        try:
+            result = await with_idempotency(self._idempotency_key(call.key), call.act)()
+            record = recorded(call, result, time.perf_counter() - started)
+            size = len(bytes(record.result))
+            if size > self._attempt.limit:
+                raise EffectFailed(
+                    f"the result of {call.name} has {size:,} bytes; {self._attempt.limit:,} are allowed", name=call.name
+                )
+        except Exception as error:
+            return failed(call, error, time.perf_counter() - started)
+        return record
+
     def perform_in_thread(self, call: Call) -> Any:
-        return asyncio.run_coroutine_threadsafe(self.perform(call), self._loop).result()
+        return self.wait_in_thread(self.perform(call))
 
     def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
         record = self._look_up(call)
         if record is None:
             record = recorded(call, act(), 0.0)
-            self._loop.call_soon_threadsafe(self._note, record)
+            if _is_running(self._loop):
+                self._note(record)
+            else:
+                self._loop.call_soon_threadsafe(self._note, record)
         return outcome_of(call, record)
 
     async def sleep(self, key: str, seconds: float) -> None:
+        self._check()
         if key in self._known:
             return
-        until = self._until.get(key) or time.time() + seconds
-        left = until - time.time()
-        if left <= SHORT:
+        until = self._until_of(key, seconds)
+        assert until is not None, "a sleep has an end"
+        while (left := until - time.time()) > SHORT:
+            await self._park(TaskSleeping(key=key, until=until))
+        with self._busy():
             await asyncio.sleep(max(left, 0.0))
-            self._note(EffectRecorded(key=key, name="sleep", digest="", seconds=round(seconds, 6)))
-            return
-        await self._park(TaskSleeping(key=key, until=until))
+        self._check()
+        self._limit(key)
+        self._note(EffectRecorded(key=key, name="sleep", digest="", seconds=round(seconds, 6)))
 
     async def signal(self, key: str, name: str, timeout: float | None) -> Any:
-        kind = f"signal.{name}"
-        record = self._known.get(key)
-        if record is None:
-            taken = self.taken(name)
-            with unseen():
-                received = await self._attempt.signals(name)
-            until = self._until.get(key) or (time.time() + timeout if timeout is not None else None)
-            if len(received) > taken:
-                record = EffectRecorded(key=key, name=kind, digest="", result=received[taken].value)
+        self._check()
+        record, kind = self._known.get(key), f"signal.{name}"
+        until = self._until_of(key, timeout) if record is None else None
+        while record is None:
+            with self._busy(), unseen():
+                try:
+                    received = await self._attempt.signals(name)
+                except Exception as error:
+                    self._break(error)
+            self._check()
+            taken = self.taken(name)  # now, not before the read: another branch may have taken one meanwhile
+            fresh = next((each for each in received if each.position not in taken), None)
+            if fresh:
+                record = EffectRecorded(key=key, name=kind, digest="", result=fresh.value, arguments=[fresh.position])
             elif until is not None and until <= time.time():
                 record = EffectRecorded(key=key, name=kind, digest="", error="builtins:TimeoutError", arguments=[
                     f"the signal {name} did not come in time"])  # fmt: skip
             else:
                 await self._park(TaskSleeping(key=key, until=until, signal=name))
+                continue
+            self._limit(key)
             self._note(record)
         if record.error:
             raise TimeoutError(*record.arguments)
         return msgspec.json.decode(record.result)
 
-    def taken(self, name: str) -> int:
-        """How many signals of a name the program has taken so far."""
+    def taken(self, name: str) -> set[object]:
+        """The positions of the signals of a name that the program has taken so far."""
         kind = f"signal.{name}"
-        return sum(record.name == kind and not record.error for record in self._known.values())
+        return {record.arguments[0] for record in self._known.values() if record.name == kind and not record.error}
 
     def wait_in_thread(self, work: Awaitable[Any]) -> Any:
         async def waited() -> Any:
             return await work
 
-        waiting = asyncio.run_coroutine_threadsafe(waited(), self._loop)
         try:
-            return waiting.result()
+            return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
         except CancelledError:
             raise Suspended from None
 
-    async def _park(self, wait: TaskSleeping) -> NoReturn:
-        """Wait here for good; when no branch has an effect under way any more, the run ends with what it waits for."""
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        return await self._attempt.call(program, body, key)
+
+    def seed(self, key: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).digest()[:8], "big")
+
+    # -- waiting
+
+    async def _park(self, wait: TaskSleeping) -> None:
+        """Wait here, for good if nobody else is at work: the run then ends with what it waits for. Returns when it is
+        worth looking again, because the time is near or a while has passed."""
         self.waits[wait.key] = wait
         branch = asyncio.current_task()
         assert branch, "a coroutine runs in a task"
         self._parked.add(branch)
+        self._active = self._loop.time()
+        look = self._loop.time() + LOOK
         try:
-            while True:
+            while self._loop.time() < look and (wait.until is None or wait.until - time.time() > 0):
                 await asyncio.sleep(QUIET)
-                if not self._under_way and not self._attempt.suspended:
-                    self._attempt.suspend()
-                    for parked in list(self._parked):
-                        parked.cancel()
+                self._check()
+                self._suspend_if_quiet()
         finally:
             self._parked.discard(branch)
             if not self._attempt.suspended:
                 self.waits.pop(wait.key, None)  # a branch that lost a race: nobody waits here any more
 
-    def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).digest()[:8], "big")
+    def _suspend_if_quiet(self) -> None:
+        quiet = self._loop.time() - self._active
+        if self._under_way or quiet < QUIET or (quiet < LINGER and self._attempt.branches - self._parked):
+            return
+        self._attempt.suspend()
+        for parked in list(self._parked):
+            parked.cancel()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """While something is under way here, the run is not put to sleep."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._active = self._loop.time()
+
+    def _until_of(self, key: str, seconds: float | None) -> float | None:
+        """When the wait at a place is over: as it was first said."""
+        if key not in self._until:
+            if seconds is not None and not (math.isfinite(seconds) and seconds <= MAX_WAIT):
+                raise ValueError(f"a wait takes at most {MAX_WAIT:,.0f} s, not {seconds}")
+            self._until[key] = None if seconds is None else time.time() + seconds
+        return self._until[key]
 
     # -- writing
 
     async def flush(self) -> None:
         """Return when the claim and everything recorded so far is in the log. Raises Superseded, LogError."""
-        if not self._attempt.claimed and not self._pending:
+        if not self._attempt.claimed and not self._pending and self._writing is None:
             self._pending.append(self._attempt.claim())
-        while self._pending or self._writing:
-            if self._writing is None:
-                with unseen():
-                    self._writing = self._loop.create_task(self._write(), name="dspex-record")
-            writing = self._writing
-            try:
-                await asyncio.shield(writing)
-            finally:
-                if writing.done() and self._writing is writing:
-                    self._writing = None
+        # Not until nothing is left: what other branches record meanwhile is not ours to wait for.
+        upto = self._stored + self._in_flight + len(self._pending)
+        while self._stored < upto:
+            if self._unwritten:
+                raise self._unwritten
+            await asyncio.shield(self._writing or self._begin_writing())
 
-    async def rest(self) -> list[Payload]:
-        """What has not been written, for the last commit to take along; nothing is under way afterwards."""
-        if self._writing:
+    async def rest(self, room: int = MAX_COMMIT) -> list[Payload]:
+        """What has not been written, at most `room` bytes, for the last commit to take along. The run is over then."""
+        self.close()
+        while self._writing or sum(map(_size, self._pending)) > min(room, MAX_COMMIT):
             await self.flush()
         rest, self._pending = self._pending, []
         return rest
 
-    def _note(self, record: EffectRecorded) -> None:
-        if len(self._known) >= MAX_RECORDS:
-            raise LimitExceeded(f"a task may have {MAX_RECORDS:,} effects; {record.key} is one more")
-        self._known[record.key] = record
-        self._pending.append(record)
+    def close(self) -> None:
+        """The run is over: nothing more is performed or recorded."""
+        self.closed = True
+        if self._later:
+            self._later.cancel()
+
+    def _begin_writing(self) -> asyncio.Task[None]:
+        # Past the task factory and in an empty context: this is no branch of the program.
+        self._writing = asyncio.Task(self._write(), loop=self._loop, name="dspex-record", context=Context())
+        return self._writing
+
+    def _write_behind(self) -> None:
+        self._later = None
+        if self._pending and not (self._writing or self.closed or self.broken):
+            self._begin_writing()
 
     async def _write(self) -> None:
-        while self._pending:
-            batch, size = [], 0
-            while self._pending and size < MAX_COMMIT:
-                payload = self._pending.pop(0)
-                size += len(bytes(payload.result)) if isinstance(payload, EffectRecorded) else 0
-                batch.append(payload)
-            if not self._attempt.claimed and not isinstance(batch[0], TaskClaimed):
-                batch.insert(0, self._attempt.claim())
-            if isinstance(await self._attempt.commit(batch), Conflict):
-                raise Superseded(f"task {self._attempt.id} was taken over by another attempt")
+        try:
+            await self._write_batch()
+        except Exception as error:
+            self._unwritten = error
+            self.broken = self.broken or error
+        finally:
+            self._writing = None
+            if self._pending and self._later is None and not self.closed:
+                self._later = self._loop.call_later(BEHIND, self._write_behind)
+
+    async def _write_batch(self) -> None:
+        count = size = 0
+        while count < len(self._pending) and (not count or size + _size(self._pending[count]) <= MAX_COMMIT):
+            size += _size(self._pending[count])
+            count += 1
+        batch, self._pending, self._in_flight = self._pending[:count], self._pending[count:], count
+        if not self._attempt.claimed and not isinstance(batch[0], TaskClaimed):
+            batch.insert(0, self._attempt.claim())
+        if isinstance(await self._attempt.commit(batch), Conflict):
+            raise Superseded(f"task {self._attempt.id} was taken over by another attempt")
+        self._stored, self._in_flight = self._stored + count, 0
+
+    def _note(self, record: EffectRecorded) -> None:
+        if not self.closed:
+            self._known[record.key] = record
+            self._pending.append(record)
+
+    # -- what ends a run
+
+    def _check(self) -> None:
+        """Go no further in a run that is over."""
+        if self.closed or self.broken or self._attempt.suspended:
+            raise Suspended
+
+    def _break(self, error: BaseException) -> NoReturn:
+        self.broken = self.broken or error
+        raise Suspended from error
 
     def _look_up(self, call: Call) -> EffectRecorded | None:
+        self._check()
         record = self._known.get(call.key)
-        if record is not None and record.digest != call.digest:
-            raise Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}")
+        if record is None:
+            self._limit(call.key)
+        elif record.digest != call.digest:
+            self._break(Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}"))
         return record
+
+    def _limit(self, key: str) -> None:
+        if len(self._known) >= MAX_RECORDS:
+            raise LimitExceeded(f"a task may have {MAX_RECORDS:,} effects; {key} is one more")
 
     def _idempotency_key(self, key: str) -> str:
         return hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).hexdigest()[:32]
+
+
+def _size(payload: Payload) -> int:
+    """About how many bytes a payload takes in a commit."""
+    if isinstance(payload, EffectRecorded):
+        return RECORD + len(bytes(payload.result)) + 4 * sum(len(str(value)) for value in payload.arguments)
+    return RECORD
+
+
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
 from dspex.agents.waiting import Waiting
@@ -28,6 +29,8 @@ class Seat:
     source: str
     log: Log
     waiting: Waiting
+    calls: Calls
+    limit: int
     loop: asyncio.AbstractEventLoop
 
 
@@ -39,7 +42,8 @@ class Run:
 
     head = Head()
     attempt = 1
-    retries = 0
+    retries = rested = 0
+    deadline: float | None = None
     reply = ""
     claimed = False
     """The log has our claim."""
@@ -91,7 +95,23 @@ class Run:
         if self.recorder is None:
             self.recorder = Recorder(self, self.history, self.seat.loop)
             self.history = ()
+            if self.settling or self.abandoned:  # a branch that was left behind asks for the first time
+                self.recorder.close()
         return self.recorder
+
+    @property
+    def limit(self) -> int:
+        """The largest result that can be recorded, in bytes."""
+        return self.seat.limit
+
+    @property
+    def branches(self) -> set[asyncio.Task[Any]]:
+        """The branches of the run that have not ended, without the main one."""
+        return self._scope.live if self._scope else set()
+
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        """Run another program for this task."""
+        return await self.seat.calls.call(program, body, key, self.id)
 
     async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""

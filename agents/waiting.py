@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -40,6 +41,7 @@ class Woken(Delivery):
         raw = f"NATS/1.0\r\n{fields}\r\n".encode() if fields else None
         self.message = Message(entry.subject.encode(), wake.message.raw_reply, entry.body, raw)
         self.position, self.delivered = entry.position, wake.delivered + 1
+        self.wake = wake.position
         self._stored_at = entry.time
 
     @property
@@ -53,6 +55,7 @@ class Waiting:
     def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
         self._client, self._log, self._subjects = client, log, subjects
         self._program, self._source = program, source
+        self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- timers
 
@@ -105,15 +108,21 @@ class Waiting:
     # -- signals
 
     async def received(self, task: str, name: str) -> list[SignalReceived]:
-        """The signals of a name in a task's inbox, oldest first."""
+        """The signals of a name in a task's inbox, in the order in which they were sent."""
         entries = await self._log.read(aggregate("inbox", self._program, task))
         events = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
-        return [data for data in events if isinstance(data, SignalReceived) and data.name == name]
+        named = [data for data in events if isinstance(data, SignalReceived) and data.name == name]
+        return sorted(named, key=lambda signal: signal.position)
 
     async def receive(self, delivery: Delivery) -> None:
         """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
         body = _named(delivery.message.data)
         task, name = str(body.get("task", "")), body.get("name")
+        # One at a time for a task, so that they are filed in the order in which they came.
+        async with self._inboxes.setdefault(task, asyncio.Lock()):
+            await self._receive(delivery, task, name, body)
+
+    async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
         if known and isinstance(name, str):

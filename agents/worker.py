@@ -21,10 +21,11 @@ from typing import Any
 from msgspec import Raw
 
 from dspex.agents import keys
+from dspex.agents.calls import Calls
 from dspex.agents.recorder import Superseded, Suspended
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run, Seat
-from dspex.agents.waiting import Waiting
+from dspex.agents.waiting import Waiting, Woken
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.bus.streams import consumer_name
@@ -60,6 +61,8 @@ SIGNALS = 16
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 DUPLICATE_WAIT = 60.0
+TIMER_SLACK = 0.1
+"""Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 MAX_WORDS = 2000
 """Characters of an error's message that a client gets."""
 _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
@@ -90,12 +93,15 @@ class Worker:
         if not program.is_async:
             self._pool = ThreadPoolExecutor(2 * self._slots, thread_name_prefix=f"{self.name}-predict")
         self.waiting = Waiting(client, log, subjects, self.name, self.source)
+        self.calls = Calls(client, subjects)
         self._pullers: list[Puller] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
-        self._seat = Seat(agent, self.assignment, code, self.source, log, self.waiting, self._loop)
+        self._seat = Seat(
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, self._limit, self._loop
+        )
 
     # -- life
 
@@ -150,12 +156,17 @@ class Worker:
         woken = None
         try:
             woken = await self.waiting.woken(wake)
+            held = woken and self.running.get(woken.position)
+            if held and held.suspended and held.task:  # it is just being put to sleep
+                await asyncio.wait([held.task])
+                woken = await self.waiting.woken(wake)
         except (LogError, ConnectionFailed) as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
             return
-        if woken is None or woken.position in self.running:
-            self.client.acknowledge(wake.message, ACK)
+        held = woken and self.running.get(woken.position)
+        if woken is None or (held and not (isinstance(held.delivery, Woken) and held.delivery.wake == woken.wake)):
+            self.client.acknowledge(wake.message, ACK)  # it runs already, and looks at the time and its inbox itself
             puller.release()
         else:
             self.take(woken, puller)
@@ -212,14 +223,12 @@ class Worker:
                     return
             output = await self._execute(run, input)
         except Suspended:
-            await self._put_to_sleep(run)
+            if run.suspended and not run.abandoned:
+                await self._put_to_sleep(run)
             return
         except TaskError as error:
             payload = _failure(error, time.perf_counter() - started)
-            again = self._retry(run, error)
-            if again:
-                await self.waiting.arm(run.id, again.until)
-                payload = again
+            payload = self._retry(run, error) or payload
         else:
             payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
         if not run.abandoned:
@@ -233,11 +242,37 @@ class Worker:
             if left <= 0:
                 raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
             run.expires = min(run.expires, run.started + left)
+            run.deadline = deadline
         wanted = headers.get(h.ASSIGNMENT)
         if wanted is not None and wanted != self.assignment:
             raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
     async def _execute(self, run: Run, input: Any) -> bytes:
+        """The output of the program. However it ended, a run that was suspended or has lost its log did not end."""
+        try:
+            body = await self._predict(run, input)
+        except BaseException:
+            self._check_whole(run)
+            raise
+        self._check_whole(run)
+        return body
+
+    def _check_whole(self, run: Run) -> None:
+        if run.abandoned:
+            return
+        broken = run.recorder.broken if run.recorder else None
+        if isinstance(broken, Diverged):
+            message = f"{self.name} has changed while the task was under way: {broken}"
+            run.raised = False
+            raise ProgramFailed(message, type="Diverged") from None
+        if broken:
+            raise broken from None
+        if run.suspended:
+            while run.task and run.task.uncancel():
+                pass
+            raise Suspended from None
+
+    async def _predict(self, run: Run, input: Any) -> bytes:
         program = self.program
         begin(run)
         try:
@@ -251,25 +286,22 @@ class Worker:
         except TaskError:
             run.raised = True
             raise
-        except (Suspended, Superseded, LogError):
-            raise
-        except Diverged as error:
-            message = f"{self.name} has changed while the task was under way: {error}"
-            raise ProgramFailed(message, type="Diverged") from None
         except asyncio.CancelledError as error:
-            if run.suspended:
-                raise Suspended from None
-            if run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
+            if run.suspended or run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
                 raise
             raise _program_failed(self.name, error) from error
         except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             logger.debug("task %s failed", run.id, exc_info=True)
             run.raised = True
             raise _program_failed(self.name, error) from error
-        limit = min(MAX_OUTPUT, self.client.max_payload - ENVELOPE)
-        if len(body) > limit:
-            raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {limit:,} are allowed")
+        if len(body) > self._limit:
+            raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {self._limit:,} are allowed")
         return body
+
+    @property
+    def _limit(self) -> int:
+        """The most bytes that an output or the result of an effect may have."""
+        return min(MAX_OUTPUT, self.client.max_payload - ENVELOPE)
 
     def _in_thread(self, input: Any) -> Any:
         try:
@@ -282,7 +314,7 @@ class Worker:
         entries = await self.log.read(run.aggregate)
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
-        run.head, run.retries = state.head, state.retries
+        run.head, run.retries, run.rested = state.head, state.retries, state.rested
         if state.ended:
             self.client.acknowledge(run.delivery.message, ACK)
             return False
@@ -292,7 +324,7 @@ class Worker:
             await self._settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
             return False
         run.attempt = state.attempts + 1 if state.attempts else 2
-        if run.attempt >= self.program.attempts:
+        if run.attempt - run.rested >= self.program.attempts:
             await self._be_alone(run)
         events = run.events([run.claim()])
         result = await self.log.append(run.aggregate, events, run.head)
@@ -309,7 +341,12 @@ class Worker:
 
     async def _settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        rest = await run.recorder.rest() if run.recorder else ()
+        room = self.client.max_payload - ENVELOPE
+        if isinstance(payload, TaskCompleted):
+            room -= len(bytes(payload.output))
+        rest = await run.recorder.rest(room) if run.recorder else ()
+        if isinstance(payload, TaskRetried):
+            await self.waiting.arm(run.id, payload.until)
         events = run.events(run.claimed_by((*rest, payload)))
         result = await self.log.append(run.aggregate, events, run.head)
         message = run.delivery.message
@@ -319,9 +356,11 @@ class Worker:
             if entry and fold(decode_commit(entry.body, entry.position)).ended:
                 self.client.acknowledge(message, ACK)
             return
-        self.client.acknowledge(message, ACK)
         if isinstance(payload, TaskRetried):
+            await self._wake_if_late(run, payload.until)
+            self.client.acknowledge(run.delivery.message, ACK)
             return
+        self.client.acknowledge(message, ACK)
         self.done += 1
         if isinstance(payload, TaskDuplicate):
             if run.reply:
@@ -335,22 +374,33 @@ class Worker:
             self.client.publish(run.reply, answer[0], headers=answer[1])
 
     async def _put_to_sleep(self, run: Run) -> None:
-        """Commit what the task waits for; from then on it holds nothing here."""
+        """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
+        dies in between leaves a task that is delivered again."""
         assert run.recorder, "only an effect puts a task to sleep"
+        run.settling = True
         waits = list(run.recorder.waits.values())
         rest = await run.recorder.rest()
-        until = [wait.until for wait in waits if wait.until is not None]
-        if until:
-            await self.waiting.arm(run.id, min(until))
+        times = [wait.until for wait in waits if wait.until is not None]
+        if run.deadline is not None:
+            times.append(run.deadline)
+        if times:
+            await self.waiting.arm(run.id, min(times))
         if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
             raise Superseded(f"task {run.id} was taken over by another attempt")
-        self.client.acknowledge(run.delivery.message, ACK)
         # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
-        for wait in waits:
-            taken = run.recorder.taken(wait.signal)
-            if wait.signal and len(await self.waiting.received(run.id, wait.signal)) > taken:
+        for name in {wait.signal for wait in waits if wait.signal}:
+            taken = run.recorder.taken(name)
+            if any(each.position not in taken for each in await self.waiting.received(run.id, name)):
                 await self.waiting.wake(run.id)
-                return
+                break
+        else:
+            await self._wake_if_late(run, min(times, default=math.inf))
+        self.client.acknowledge(run.delivery.message, ACK)
+
+    async def _wake_if_late(self, run: Run, until: float) -> None:
+        """A timer that fired before the commit woke a task that was not asleep yet, and was dropped: wake it again."""
+        if until < time.time() + TIMER_SLACK:
+            await self.waiting.wake(run.id)
 
     def _retry(self, run: Run, error: TaskError) -> TaskRetried | None:
         """What the program's policy says of an error that the program raised."""
@@ -358,11 +408,12 @@ class Worker:
         if policy is None or not run.raised or not isinstance(cause, policy.on):
             return None
         delay = policy.delay(run.retries + 1, run.id)
-        if delay is None:
+        if delay is None or (run.deadline is not None and run.deadline < time.time() + delay):
             return None
         return TaskRetried(
-            retry=run.retries + 1, type=error.type, message=error.message, until=time.time() + delay, clean=policy.clean
-        )
+            retry=run.retries + 1, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),
+            until=time.time() + delay, clean=policy.clean,
+        )  # fmt: skip
 
     async def _answer_as(self, reply: str, task: str) -> None:
         try:

@@ -191,7 +191,7 @@ class Client:
                 self._wire.push()
                 try:
                     await self._wire.flush(timeout=1)
-                except NatsError:
+                except (NatsError, OSError, RuntimeError):
                     logger.debug("not everything could be sent before closing")
             self.on_closed.clear()
             try:

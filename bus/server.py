@@ -229,6 +229,9 @@ class Server:
                 said = self._last_words(log_start)
                 if _TAKEN in said:
                     return False
+                if self.process.returncode == -signal.SIGKILL and time.monotonic() < deadline:
+                    time.sleep(0.05)  # somebody killed it while it started: that says nothing about the server
+                    return self._launch(binary, port, deadline)
                 raise ConfigurationError(f"nats-server ended at once in {self.data}: {said}")
             if time.monotonic() > deadline:
                 raise ConfigurationError(

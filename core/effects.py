@@ -13,7 +13,7 @@ import functools
 import hashlib
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 from msgspec import Raw
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 
 __all__ = [
-    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "effect", "entered", "failed",
-    "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
+    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program", "effect",
+    "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -42,7 +42,7 @@ class Scope:
     """One branch of a run: what was asked in it so far.
 
     `path` is "" for the main branch, `~0~2/` for nested ones. The run's runtime is made when it is first needed,
-    because most programs ask for nothing.
+    because most programs ask for nothing. `live` are the tasks of all branches of the run that have not ended.
     """
 
     # Set on the class, not in each instance: every task has a scope, and few ask it for anything.
@@ -50,6 +50,7 @@ class Scope:
     branches = 0
     _runtime: Runtime | None = None
     _counts: dict[str, int] | None = None
+    _live: set[asyncio.Task[Any]] | None = None
 
     def __init__(self, program: str, make: Callable[[], Runtime]) -> None:
         self.program, self._make = program, make
@@ -57,6 +58,12 @@ class Scope:
     @property
     def scope(self) -> Scope:
         return self
+
+    @property
+    def live(self) -> set[asyncio.Task[Any]]:
+        if self._live is None:
+            self._live = set()
+        return self._live
 
     @property
     def runtime(self) -> Runtime:
@@ -69,6 +76,7 @@ class Scope:
         number, self.branches = self.branches, self.branches + 1
         branch = type(self)(self.program, lambda: self.runtime)
         branch.path = f"{self.path.rstrip('/')}~{number}/"
+        branch._live = self.live
         return branch
 
     def place(self, name: str) -> str:
@@ -128,6 +136,9 @@ class Runtime(Protocol):
     def wait_in_thread(self, work: Awaitable[Any]) -> Any:
         """Wait for one of the two above, for a program that runs in a thread."""
 
+    async def call(self, program: str, body: bytes, key: str) -> bytes:
+        """Run another program as the task that `key` names, and give its output. Raises TaskError."""
+
     def seed(self, key: str) -> int:
         """A number that is the same whenever this task comes to this place."""
 
@@ -170,12 +181,17 @@ def entered(segment: str) -> Iterator[None]:
 
 def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
-    scope = here()
-    if scope is not None:
-        context = options.pop("context", None) or copy_context()
-        context.run(_scope.set, scope.branch())
-        options["context"] = context
-    return asyncio.Task(coroutine, loop=loop, **options)
+    given = options.pop("context", None)
+    run: Scoped | None = _scope.get() if given is None else given.get(_scope)
+    if run is None:
+        return asyncio.Task(coroutine, loop=loop, context=given, **options)
+    scope = run.scope
+    context = given or copy_context()
+    context.run(_scope.set, scope.branch())
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context, **options)
+    scope.live.add(task)
+    task.add_done_callback(scope.live.discard)
+    return task
 
 
 @contextmanager
@@ -198,7 +214,7 @@ def idempotency_key() -> str:
 
 
 def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """`act`, seeing `key` as its idempotency key."""
+    """`act`, seeing `key` as its idempotency key. Effects inside of it are part of it, and not recorded themselves."""
 
     async def perform() -> Any:
         token = _idempotency.set(key)
@@ -274,6 +290,23 @@ def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
     return scope.runtime.perform_now(call, act)
 
 
+def call_program(program: str, fields: dict[str, Any]) -> Any:
+    """The effect that runs another program: awaitable in an event loop, else blocking."""
+    scope = here()
+    if scope is None:
+        raise RuntimeError(f"nobody runs {program!r}: this program runs outside of a system")
+    body = to_json(fields)
+
+    async def act() -> Any:
+        return msgspec.json.decode(await scope.runtime.call(program, body, idempotency_key()))
+
+    call = Call(
+        key=scope.place(f"call.{program}"), name=f"call.{program}", digest=digest_of(program, (), fields), act=act,
+        adapter=_adapter(Any),
+    )  # fmt: skip
+    return scope.runtime.perform(call) if _in_loop() else scope.runtime.perform_in_thread(call)
+
+
 _adapter = functools.lru_cache(maxsize=64)(TypeAdapter)
 
 
@@ -303,7 +336,7 @@ def _opaque(value: object) -> str:
 def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
     """The record of an effect that gave a result. Raises EffectFailed when the result has no form in JSON."""
     try:
-        body = call.adapter.dump_json(result)
+        body = call.adapter.dump_json(result, warnings="none")
         msgspec.json.decode(body)
     except Exception as error:
         raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
@@ -313,12 +346,29 @@ def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
 def failed(call: Call, error: BaseException, seconds: float) -> EffectRecorded:
     """The record of an effect that raised."""
     kind = type(error)
-    plain = all(isinstance(value, (str, int, float, bool, type(None))) for value in error.args)
-    arguments = error.args if plain and len(str(error.args)) < MAX_WORDS else (str(error)[:MAX_WORDS],)
     return EffectRecorded(
         key=call.key, name=call.name, digest=call.digest, error=f"{kind.__module__}:{kind.__qualname__}",
-        arguments=list(arguments), seconds=round(seconds, 6),
+        arguments=_arguments(error), seconds=round(seconds, 6),
     )  # fmt: skip
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    """The arguments of an exception as JSON keeps them, or its words when they are no plain values."""
+    given: Sequence[object] = error.args
+    try:
+        if all(isinstance(value, (str, int, float, bool, type(None))) for value in given):
+            body = msgspec.json.encode(given)
+            kept: list[Any] = msgspec.json.decode(body)
+            # A value that JSON changes (nan) would be another on the second run; the words are always the same.
+            if len(body) < MAX_WORDS and kept == list(given):
+                return kept
+    except (ValueError, OverflowError, msgspec.MsgspecError):
+        pass  # half of a surrogate pair, an integer beyond 64 bits
+    try:
+        words = str(error)
+    except Exception:
+        words = "its words cannot be read"
+    return [words[:MAX_WORDS].encode("utf-8", "backslashreplace").decode()]
 
 
 def outcome_of(call: Call, record: EffectRecorded) -> Any:
@@ -328,7 +378,11 @@ def outcome_of(call: Call, record: EffectRecorded) -> Any:
     """
     if record.error:
         raise _exception(record)
-    return call.adapter.validate_json(bytes(record.result))
+    try:
+        return call.adapter.validate_json(bytes(record.result))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise EffectFailed(f"{call.name} gave what its annotation does not allow: {first}", name=call.name) from None
 
 
 def _exception(record: EffectRecorded) -> Exception:
@@ -337,8 +391,11 @@ def _exception(record: EffectRecorded) -> Exception:
     try:
         kind: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         if isinstance(kind, type) and issubclass(kind, Exception):
-            return kind(*record.arguments)
-    except (ImportError, AttributeError, TypeError, ValueError):
+            made: Exception = kind(*record.arguments)
+            if isinstance(made, EffectFailed):
+                made.name = record.name
+            return made
+    except Exception:
         pass
     words = ", ".join(map(str, record.arguments))
     return EffectFailed(f"{record.name} raised {name}: {words}", name=record.name)

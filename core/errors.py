@@ -14,6 +14,7 @@ DspexError
     ├── Conflict           409
     ├── LimitExceeded      429
     ├── ProgramFailed      500
+    │   └── EffectFailed   an effect raised, or gave what cannot be recorded
     └── Unavailable        503
 """
 

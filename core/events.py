@@ -64,7 +64,8 @@ class TaskClaimed(Payload, frozen=True, kw_only=True):
 
 class EffectRecorded(Payload, frozen=True, kw_only=True):
     """An effect was performed. `key` is its place, `digest` a hash of what was asked; `result` is what it gave, or
-    `error` the class (`module:name`) and `arguments` those of what it raised. `seconds` is how long it took."""
+    `error` the class (`module:name`) and `arguments` those of what it raised; for a signal, `arguments` is where it
+    stands. `seconds` is how long it took."""
 
     key: str
     name: str

@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from dspex.core.errors import InvalidInput
 
 __all__ = [
-    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "REPLY", "TASK",
-    "WAIT", "deadline_of", "key_of", "wait_of",
+    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY",
+    "TASK", "WAIT", "deadline_of", "key_of", "wait_of",
 ]
 
 KEY = "Dspex-Key"
 DEADLINE = "Dspex-Deadline"
 CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
+PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
 TASK = "Dspex-Task"
 WAIT = "Dspex-Wait"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dspex.core.declare import shown_name
 from dspex.core.definition import Definition, define
-from dspex.core.effects import ask_now, entered, here
+from dspex.core.effects import ask_now, call_program, entered, here
 from dspex.core.errors import InvalidAssignment, InvalidInput, ProgramFailed
 from dspex.core.explain import explain, shown
 from dspex.core.retry import Retry
@@ -200,6 +200,14 @@ class Program:
             raise RuntimeError(f"nobody can send the signal {name!r}: this program runs outside of a system")
         work = scope.runtime.signal(scope.place(f"signal.{name}"), name, timeout)
         return work if _in_event_loop() else scope.runtime.wait_in_thread(work)
+
+    def call(self, program: str, /, **fields: object) -> Any:
+        """Run another program of this installation and give its output as JSON values: `await self.call("reader",
+        question="…")`. A recorded effect: the other task is started once, whatever crashes, and found again by its key.
+
+        Raises TaskError as the other program's callers get it. The slot is held meanwhile.
+        """
+        return call_program(program, fields)
 
     def now(self) -> float:
         """The time, in seconds since the epoch. A recorded effect: a run that is resumed or replayed sees it again."""

@@ -35,6 +35,9 @@ class Retry:
         """Seconds until retry number `retry` (from 1) of a task, the same whenever it is asked; None for no more."""
         if retry > self.attempts:
             return None
-        longest = min(self.backoff * self.factor ** (retry - 1), self.longest)
+        try:
+            longest = min(self.backoff * self.factor ** (retry - 1), self.longest)
+        except OverflowError:
+            longest = self.longest
         chance = int.from_bytes(hashlib.sha256(f"{task}/{retry}".encode()).digest()[:4], "big") / 2**32
         return longest * (1 - self.jitter * chance)

@@ -26,6 +26,7 @@ _HOME = {
         "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
         "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
 }  # fmt: skip
@@ -34,6 +35,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.compose.http import HttpReply as HttpReply
+    from dspex.compose.http import http as http
     from dspex.compose.replays import Replay as Replay
     from dspex.compose.replays import adiff as adiff
     from dspex.compose.replays import diff as diff

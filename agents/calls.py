@@ -1,0 +1,78 @@
+"""Calls from one program to another: a task of its own, named by the idempotency key of the call.
+
+Whoever performs the call again, after a crash, submits the same key; the other program runs once, and its result is
+found by the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from dspex.bus.client import Client, Message
+from dspex.core import headers as h
+from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.subjects import Subjects, valid_token
+
+__all__ = ["Calls"]
+
+ONE_WAIT = 5.0
+"""Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
+PAUSE = 0.2
+"""Seconds between questions while nobody is there to answer."""
+UNKNOWN = 25
+"""Questions after which a program without doors is taken for one that does not exist."""
+
+
+class Calls:
+    """Runs other programs for the programs of this process."""
+
+    def __init__(self, client: Client, subjects: Subjects) -> None:
+        self._client, self._subjects = client, subjects
+
+    async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
+        """The output of `program` for `body`. Ends when the other task ends: the caller's own time is the bound.
+
+        Raises TaskError as the other task ended, NotFound when there is no such program.
+        """
+        if not valid_token(program):
+            raise NotFound(f"{program[:80]!r} is no program's name")
+        headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent}
+        task = await self._submit(program, body, headers)
+        while True:
+            reply = await self._ask(self._subjects.door("result", program), task.encode(), {h.WAIT: str(ONE_WAIT)})
+            code = reply.headers.get(h.ERROR_CODE, "") if reply else ""
+            if reply and not code and reply.status != 503:
+                return reply.data
+            if code and code not in ("202", "503"):
+                assert reply, "who has a code has a reply"
+                raise _error(int(code), reply)
+            if code != "202":
+                await asyncio.sleep(PAUSE)
+
+    async def _submit(self, program: str, body: bytes, headers: dict[str, str]) -> str:
+        """Store the task, until the log says that it has it: one of the same key is the same task."""
+        unknown = 0
+        while True:
+            reply = await self._ask(self._subjects.door("task", program), body, headers)
+            if reply and reply.status != 503:
+                answer = msgspec.json.decode(reply.data)
+                if "error" not in answer:
+                    return str(answer["seq"])
+                raise Unavailable(f"the log refused it: {answer['error'].get('description', 'no reason given')}")
+            unknown += reply is not None
+            if unknown >= UNKNOWN:
+                raise NotFound(f"there is no program {program}")
+            await asyncio.sleep(PAUSE)
+
+    async def _ask(self, subject: str, body: bytes, headers: dict[str, str]) -> Message | None:
+        try:
+            return await self._client.request(subject, body, headers=headers, timeout=ONE_WAIT + 1)
+        except (TimeoutError, ConnectionFailed):
+            return None
+
+
+def _error(code: int, reply: Message) -> TaskError:
+    error = msgspec.json.decode(reply.data).get("error") or {}
+    return task_error(code, error.get("message", ""), type=error.get("type", ""), task=error.get("task"))

@@ -1,0 +1,36 @@
+"""What a task remembers of its earlier attempts, read from its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dspex.core.events import EffectRecorded, Event, TaskRetried, TaskSleeping
+
+__all__ = ["Memory", "remembered"]
+
+
+@dataclass
+class Memory:
+    """The records by place, until when each place waits, and how often a clean retry has begun the task anew."""
+
+    records: dict[str, EffectRecorded] = field(default_factory=dict)
+    until: dict[str, float | None] = field(default_factory=dict)
+    life: int = 0
+
+
+def remembered(events: Iterable[Event]) -> Memory:
+    """The memory after `events`. A clean retry forgets everything; another one only what failed, for that is what is
+    to be done again."""
+    memory = Memory()
+    for event in events:
+        match event.data:
+            case EffectRecorded() as record:
+                memory.records[record.key] = record
+            case TaskSleeping(key=key, until=until):
+                memory.until[key] = until
+            case TaskRetried(clean=True):
+                memory = Memory(life=memory.life + 1)
+            case TaskRetried():
+                memory.records = {key: record for key, record in memory.records.items() if not record.error}
+    return memory

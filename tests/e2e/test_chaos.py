@@ -1,0 +1,19 @@
+"""The fault campaign in short: whoever is killed, no promise of durable execution is broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_no_promise_is_broken_while_everything_is_killed_in_turn() -> None:
+    command = [sys.executable, "benchmarks/chaos.py", "--short", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["tasks"], found["effects"]) == (200, 1000)
+    assert sum(found["kills"].values()) == 6
