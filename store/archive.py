@@ -14,17 +14,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Self
 
 from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects
-from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, read_head, row_of, write_head
-from dspex.store.reading import SELECT, Reading, connect
+from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
+from dspex.store.reading import SELECT, Reading, connect, finished
 
-__all__ = ["GROUP_WAIT", "MAX_WAITING", "Archive"]
+__all__ = ["GROUP_WAIT", "MAX_WAITING", "Archive", "set_aside"]
 
 logger = logging.getLogger("dspex.store")
 
@@ -189,13 +189,31 @@ class Archive(Reading):
                 async with self._one:
                     if self._closed:
                         raise LogError(f"the archive {self.file} is closed")
-                    await asyncio.to_thread(self._write, rows)
+                    await finished(asyncio.to_thread(self._write, rows))
                 self.trouble = ""
                 return
             except (sqlite3.OperationalError, OSError) as error:
                 self.trouble = f"{self.file} cannot be written ({error}); what is new waits in the log"
                 logger.warning(self.trouble)
                 await asyncio.sleep(RETRY)
+
+    async def note(self, name: str, value: str) -> None:
+        """Keep a word beside the rows; it is no part of the chain. Raises LogError."""
+        await self._meta("INSERT OR REPLACE INTO meta VALUES (?, ?)", f"note.{name}", value)
+
+    async def noted(self, name: str) -> str | None:
+        """What was kept under a name."""
+        rows = await self._meta("SELECT value FROM meta WHERE name = ?", f"note.{name}")
+        return rows[0][0] if rows else None
+
+    async def _meta(self, sql: str, *parameters: str) -> list[tuple[str]]:
+        async with self._one:
+            if self._closed:
+                raise LogError(f"the archive {self.file} is closed")
+            try:
+                return await finished(asyncio.to_thread(lambda: self._connection.execute(sql, parameters).fetchall()))
+            except sqlite3.Error as error:
+                raise LogError(f"the archive {self.file} cannot be used: {error}") from None
 
     def _write(self, rows: list[Row]) -> None:
         """Write one group and the head behind it; after an error, whether before or behind the commit, try again."""
@@ -271,3 +289,26 @@ def _lock(file: Path) -> int:
         os.close(number)
         raise LogError(f"another process writes the archive {file}") from None
     return number
+
+
+def set_aside(file: Path, epoch: str) -> Path | None:
+    """Make room for the archive of log `epoch` when the file is another log's: that one is kept beside it under the
+    name of its epoch, and one that was set aside for `epoch` comes back. Where the other one is now, or None."""
+    if not file.exists():
+        return None
+    with closing(connect(file, readonly=False)) as connection:  # closing it brings all of it into the one file
+        try:
+            known = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
+        except sqlite3.Error:
+            return None
+    if known is None or known[0] == epoch:
+        return None
+    aside, back = (file.with_name(f"{file.stem}-{name}.db") for name in (known[0], epoch))
+    with suppress(FileNotFoundError):
+        head_path(file).replace(head_path(aside))
+    file.replace(aside)
+    if back.exists():
+        back.replace(file)
+        with suppress(FileNotFoundError):
+            head_path(back).replace(head_path(file))
+    return aside

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dspex.core.errors import LogError
 from dspex.core.ports import Entry
@@ -13,7 +14,9 @@ from dspex.core.subjects import Subjects, parse_aggregate
 from dspex.store.chain import GAP, Row, entry_of
 from dspex.store.rules import SCAN_BYTES, subject_filter
 
-__all__ = ["SELECT", "Reading", "connect"]
+__all__ = ["SELECT", "Reading", "connect", "finished"]
+
+T = TypeVar("T")
 
 SELECT = "SELECT position, time, subject, headers, body, chain FROM log"
 POLL = 0.2
@@ -31,6 +34,16 @@ def connect(file: Path, *, readonly: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
     return connection
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for what runs in a thread, also when we are cancelled: a connection is used by one thread at a time."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class Reading:
@@ -98,7 +111,7 @@ class Reading:
             if self._closed:
                 raise LogError(f"the archive {self.file} is closed")
             try:
-                return await asyncio.to_thread(self._fetch, where, parameters)
+                return await finished(asyncio.to_thread(self._fetch, where, parameters))
             except sqlite3.Error as error:
                 raise LogError(f"cannot read the archive {self.file}: {error}") from None
 
