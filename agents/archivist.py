@@ -32,8 +32,8 @@ from dspex.core.events import AgentStarted
 from dspex.core.subjects import Subjects, aggregate
 from dspex.store.archive import Archive, set_aside
 from dspex.store.jetstream import JetStreamLog
-from dspex.store.mend import Mended, compare, repair
-from dspex.store.verify import Report, verify
+from dspex.store.mend import Mended, examine
+from dspex.store.verify import Report
 
 __all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main"]
 
@@ -226,11 +226,9 @@ class _Archivist:
         """Verify, while nobody writes; and mend, if that is wanted and needed."""
         try:
             restored = await streams.restored_to(client, self.subjects)
-            report, mended = await asyncio.to_thread(verify, self.spec.file, epoch=log.epoch), Mended()
-            if wanted.repair and not report.ok:
-                mended = await repair(self.spec.file, log, report, restored=restored)
-            if wanted.against_log and (report.ok or (wanted.repair and not mended.lost)):
-                await compare(self.spec.file, log, report, restored=restored)
+            report, mended = await examine(
+                self.spec.file, log, mend=wanted.repair, against_log=wanted.against_log, restored=restored
+            )
         except (DspexError, OSError) as error:
             if not answer.done():
                 answer.set_exception(LogError(str(error)))

@@ -31,6 +31,8 @@ COMMANDS = {
     "tasks": ("look", "tasks"),
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
+    "verify": ("archive", "verify"),
+    "restore": ("archive", "restore"),
     "vars": ("variables", "variables"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

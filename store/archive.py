@@ -24,7 +24,7 @@ from dspex.core.subjects import Subjects
 from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
 from dspex.store.reading import SELECT, Reading, connect, finished
 
-__all__ = ["GROUP_WAIT", "MAX_WAITING", "Archive", "set_aside"]
+__all__ = ["GROUP_WAIT", "MAX_WAITING", "Archive", "hold", "set_aside", "start_file"]
 
 logger = logging.getLogger("dspex.store")
 
@@ -73,7 +73,7 @@ class Archive(Reading):
         file = Path(file).absolute()  # noqa: ASYNC240  (asks for the working directory, no more)
         if readonly and not await asyncio.to_thread(file.exists):
             raise LogError(f"there is no archive at {file}")
-        lock = None if readonly else _lock(file)
+        lock = None if readonly else hold(file)
         connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(connect, file, readonly=readonly)
@@ -276,7 +276,7 @@ def start_file(connection: sqlite3.Connection, epoch: str) -> None:
     connection.execute("COMMIT")
 
 
-def _lock(file: Path) -> int:
+def hold(file: Path) -> int:
     """Hold the file for ourselves; the lock ends with the process."""
     path = file.with_suffix(".lock")
     try:

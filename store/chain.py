@@ -18,8 +18,10 @@ from dspex.core.errors import LogCorrupt
 from dspex.core.ports import Entry
 from dspex.store.rules import microseconds
 
-__all__ = ["EMPTY", "GAP", "ArchiveHead", "Gap", "Row", "chained", "digest", "entry_of", "gap_row", "head_path", "read_head",
-           "row_of", "write_head"]  # fmt: skip
+__all__ = [
+    "EMPTY", "GAP", "ArchiveHead", "Gap", "Row", "chained", "digest", "entry_of", "gap_row", "head_path", "read_head",
+    "row_of", "write_head",
+]  # fmt: skip
 
 EMPTY = bytes(32)
 """The chain before the first row."""
@@ -83,7 +85,8 @@ def row_of(entry: Entry) -> Row:
 def entry_of(row: Row) -> Entry:
     """A row as the log's entry it was."""
     headers = _decode_headers(row.headers) if row.headers else {}
-    return Entry(position=row.position, time=microseconds(row.time), subject=row.subject, body=row.body, headers=headers)
+    time = microseconds(row.time)
+    return Entry(position=row.position, time=time, subject=row.subject, body=row.body, headers=headers)
 
 
 def gap_row(first: int, last: int, time: int, reason: str) -> Row:

@@ -17,12 +17,12 @@ import msgspec
 
 from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Log
-from dspex.store.archive import INSERT, Archive, start_file
+from dspex.store.archive import INSERT, Archive, hold, start_file
 from dspex.store.chain import EMPTY, GAP, ArchiveHead, Gap, Row, chained, digest, read_head, row_of, write_head
 from dspex.store.reading import SELECT, connect
 from dspex.store.verify import Report, verify
 
-__all__ = ["Mended", "compare", "repair"]
+__all__ = ["Mended", "compare", "examine", "repair"]
 
 _CHUNK = 500
 
@@ -34,6 +34,21 @@ class Mended(msgspec.Struct, kw_only=True):
     rows: int = 0
     fetched: list[int] = []
     lost: list[int] = []
+
+
+async def examine(
+    file: Path, log: Log, *, mend: bool, against_log: bool, restored: int = 0
+) -> tuple[Report, Mended]:
+    """Verify, mend what is wrong if that is wanted, and compare with the log if that is wanted. Raises LogError."""
+    report = await asyncio.to_thread(verify, file, epoch=log.epoch)
+    mended = Mended()
+    if mend and not report.ok:
+        mended = await repair(file, log, report, restored=restored)
+        if not mended.lost and against_log:
+            report = await asyncio.to_thread(verify, file, epoch=log.epoch)
+    if against_log and report.ok:
+        await compare(file, log, report, restored=restored)
+    return report, mended
 
 
 async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) -> None:
@@ -53,7 +68,8 @@ async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) ->
             if not theirs:
                 break
             until = theirs[-1].position
-            ours = {entry.position: entry for entry in await archive.scan(after, until - after) if entry.position <= until}
+            mine_too = await archive.scan(after, until - after)
+            ours = {entry.position: entry for entry in mine_too if entry.position <= until}
             for entry in theirs:
                 mine = ours.get(entry.position)
                 if mine is None:
@@ -74,8 +90,17 @@ async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) ->
 async def repair(file: Path, log: Log, report: Report, *, restored: int = 0) -> Mended:
     """Make an archive whole again with what the log has. Nobody else may write it meanwhile.
 
-    Raises LogError when the log is another one, or when the chain does not lead to the head although every row is there.
+    Raises LogError when the log is another one, when another process writes the archive, and when the chain does not
+    lead to the head although every row is there.
     """
+    held = hold(file)
+    try:
+        return await _repair(file, log, report, restored)
+    finally:
+        os.close(held)
+
+
+async def _repair(file: Path, log: Log, report: Report, restored: int) -> Mended:
     if report.epoch and report.epoch != log.epoch:
         raise LogError(f"{file} is the archive of log {report.epoch}, and the log is {log.epoch}: it cannot mend it")
     head: ArchiveHead | None = None

@@ -118,7 +118,7 @@ def _rows(connection: sqlite3.Connection, report: Report) -> None:
             at_head, counted = before.hex(), counted + 1
     if head is None:
         if report.rows:
-            report.add(report.position, "the head that should be kept beside the file is gone: a cut tail would not show")
+            report.add(report.position, "the head kept beside the file is gone: a cut tail would not show")
         return
     if head.epoch != report.epoch:
         report.add(0, f"its head is that of log {head.epoch}, and the file is of log {report.epoch}")
