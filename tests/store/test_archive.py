@@ -349,7 +349,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.filterwarnings("ignore")
 async def test_a_full_disk_delays_and_nothing_is_half_done(small: Path) -> None:
     ballast = small / "ballast"
-    ballast.write_bytes(bytes(600_000))
+    ballast.write_bytes(bytes(850_000))
     archive = await Archive.open(small / "archive.db", epoch=EPOCH)
     log = Served([entry(position, 600) for position in range(1, 501)])
     following = asyncio.create_task(archive.follow(log))  # type: ignore[arg-type]
