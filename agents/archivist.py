@@ -78,6 +78,7 @@ class _Archivist:
         self.archive: Archive | None = None
         self.position = self.head = self.forgotten = 0
         self.leads = False
+        self.back = asyncio.Event()
         self.trouble = ""
         self.jobs: asyncio.Queue[tuple[_Wanted, asyncio.Future[tuple[Report, Mended]]]] = asyncio.Queue(MAX_WAITING)
 
@@ -92,6 +93,7 @@ class _Archivist:
         if client is None:
             return self.status
         client.on_closed.append(lambda: os._exit(1))
+        client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         try:
             await self._serve(client)
         except DspexError as error:
@@ -170,12 +172,19 @@ class _Archivist:
         try:
             archive = self.archive = await Archive.open(self.spec.file, epoch=log.epoch, subjects=self.subjects)
             forgetting = Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot)
+            self.back.clear()
+            await archive.check(log)
             self.trouble = ""
-            working = [asyncio.create_task(archive.follow(log)), asyncio.create_task(forgetting.go_on())]
+            working = [
+                asyncio.create_task(work)
+                for work in (archive.follow(log), forgetting.go_on(), self.back.wait())
+            ]
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                if self.back.is_set():
+                    return
             finally:
                 for task in working:
                     task.cancel()

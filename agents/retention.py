@@ -24,6 +24,7 @@ from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import fold
 from dspex.store.archive import Archive
+from dspex.store.mend import REACHED
 
 __all__ = ["Forgetting"]
 
@@ -72,6 +73,7 @@ class Forgetting:
                 gone += 1
                 state = await self._state()
         while entries := await self._archive.scan(self._after, PAGE):
+            await self._archive.note(REACHED, str(entries[-1].position))  # before anything of it goes
             for entry in entries:
                 if not self._too_much(state) and self._too_young(entry.time, now):
                     return await self._noted(gone)  # whatever comes later is younger still
@@ -86,7 +88,8 @@ class Forgetting:
         return await self._noted(gone)
 
     async def _noted(self, gone: int) -> int:
-        """Note from where a successor has to look: behind us nothing is left but what is kept."""
+        """Note how far we are, and from where a successor has to look:
+        before that nothing is left to forget."""
         await self._archive.note(NOTE, str(min(self._kept, default=self._after + 1) - 1))
         return gone
 

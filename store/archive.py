@@ -177,6 +177,8 @@ class Archive(Reading):
         expected = self.position + 1
         for entry in entries:
             if entry.position < expected:
+                if log is not None:
+                    raise LogError(f"the log went back to position {entry.position}: it has lost entries")
                 continue
             if entry.position > expected:
                 if log is not None and await log.entry(expected) is not None:

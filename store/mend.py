@@ -16,15 +16,18 @@ from pathlib import Path
 import msgspec
 
 from dspex.core.errors import LogCorrupt, LogError
-from dspex.core.ports import Log
+from dspex.core.ports import Entry, Log
+from dspex.core.subjects import STORED_DOORS
 from dspex.store.archive import INSERT, Archive, hold, start_file
 from dspex.store.chain import EMPTY, GAP, ArchiveHead, Gap, Row, chained, digest, read_head, row_of, write_head
 from dspex.store.reading import SELECT, connect
 from dspex.store.verify import Report, verify
 
-__all__ = ["Mended", "compare", "examine", "repair"]
+__all__ = ["REACHED", "Mended", "compare", "examine", "repair"]
 
 _CHUNK = 500
+REACHED = "reached"
+"""Under this name the archive has the last position that retention has looked at."""
 
 
 class Mended(msgspec.Struct, kw_only=True):
@@ -54,7 +57,7 @@ async def examine(
 async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) -> None:
     """Add to `report` where the archive and the log say different things, row by row, by checksum.
 
-    What only the archive has was forgotten by the log, and is right. `restored` is how far the log was rebuilt from an
+    What only the archive has is right when the archivist let the log forget it. `restored` is how far the log was rebuilt from an
     archive: up to there it has times of its own.
     """
     archive = await Archive.open(file, readonly=True)
@@ -62,29 +65,47 @@ async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) ->
         if archive.epoch != log.epoch:
             report.add(0, f"it is the archive of log {archive.epoch}, and the log is {log.epoch}")
             return
+        reached = int(await archive.noted(REACHED) or 0)
         after, top = 0, await archive.head()
-        while after < top:
-            theirs = [entry for entry in await log.scan(after, _CHUNK) if entry.position <= top]
-            if not theirs:
-                break
-            until = theirs[-1].position
-            mine_too = await archive.scan(after, until - after)
-            ours = {entry.position: entry for entry in mine_too if entry.position <= until}
-            for entry in theirs:
-                mine = ours.get(entry.position)
+        while ours := {entry.position: entry for entry in await archive.scan(after, _CHUNK)}:
+            until = max(ours) if max(ours) < top else top
+            theirs = await _between(log, after, until)
+            for position in sorted({*ours, *theirs}):
+                mine, other = ours.get(position), theirs.get(position)
                 if mine is None:
-                    report.add(entry.position, f"position {entry.position} is in the log and not in the archive")
-                    continue
-                here, there = row_of(mine), row_of(entry)
-                if entry.position <= restored:
-                    there = there._replace(time=here.time)
-                if digest(here) != digest(there):
-                    report.add(entry.position, f"position {entry.position} is another in the log than in the archive")
+                    report.add(position, f"position {position} is in the log and not in the archive")
+                elif other is None:
+                    if not may_be_forgotten(mine, reached):
+                        report.add(position, f"position {position} is in the archive, and the log has lost it")
+                elif not _alike(mine, other, timed=position > restored):
+                    report.add(position, f"position {position} is another in the log than in the archive")
             after = until
         if await log.head() < top:
             report.add(await log.head() + 1, f"the log ends at {await log.head()} and the archive has it up to {top}")
     finally:
         await archive.close()
+
+
+async def _between(log: Log, after: int, until: int) -> dict[int, Entry]:
+    """What the log has behind a position, up to another."""
+    found: dict[int, Entry] = {}
+    while after < until and (entries := await log.scan(after, _CHUNK)):
+        found |= {entry.position: entry for entry in entries if entry.position <= until}
+        after = entries[-1].position
+    return found
+
+
+def _alike(mine: Entry, other: Entry, *, timed: bool) -> bool:
+    here, there = row_of(mine), row_of(other)
+    return digest(here) == digest(there if timed else there._replace(time=here.time))
+
+
+def may_be_forgotten(entry: Entry, reached: int) -> bool:
+    """Whether an entry is one that retention lets go of, and retention, which is at `reached`, has come to its task."""
+    kinds = entry.subject.split(".")[1:]
+    if kinds[0] == "event" and len(kinds) == 4 and kinds[1] in ("task", "inbox"):
+        return kinds[3].isdecimal() and int(kinds[3]) <= reached
+    return kinds[0] in STORED_DOORS and entry.position <= reached
 
 
 async def repair(file: Path, log: Log, report: Report, *, restored: int = 0) -> Mended:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -161,6 +162,58 @@ async def test_a_restored_system_goes_on(systems: Launch, tmp_path: Path) -> Non
             assert kinds.count("TaskClaimed") == kinds.count("TaskCompleted") == 1
         assert (await archivist(caller))["trouble"] == ""
         await archived(caller, log)
+
+
+async def test_a_disk_put_back_is_told_and_the_log_restored(systems: Launch) -> None:
+    system = systems(("Work", 1)).start()
+    server = system.data / "server"
+    async with await Caller.connect(system.url) as caller:
+        await caller.ask("work", b'{"text": "a"}')
+    assert system.stop() == 0
+    shutil.copytree(server, system.data / "old")
+    system.start()
+    async with await Caller.connect(system.url) as caller:
+        tasks = [await caller.submit("work", b'{"text": "b"}') for _ in range(30)]
+        for task in tasks:
+            await caller.result("work", task)
+        await archived(caller, await log_of(caller))
+    assert system.stop() == 0
+    shutil.rmtree(server)
+    (system.data / "old").rename(server)
+    system.start()
+    async with await Caller.connect(system.url) as caller:
+        async with asyncio.timeout(20):
+            while "lost its newest" not in (await archivist(caller))["trouble"]:
+                await asyncio.sleep(0.1)
+    assert dspex("doctor", "--data", str(system.data))[0] == 1
+    assert system.stop() == 0
+    shutil.rmtree(server)
+    assert dspex("restore", str(system.data / "archive.db"), "--data", str(system.data))[0] == 0
+    system.start()
+    async with await Caller.connect(system.url) as caller:
+        for task in tasks:
+            assert await caller.result("work", task)
+        await archived(caller, await log_of(caller))
+        assert (await archivist(caller))["trouble"] == ""
+
+
+async def test_a_flipped_bit_in_a_jetstream_block_is_named(systems: Launch) -> None:
+    system = systems(("Work", 1)).start()
+    async with await Caller.connect(system.url) as caller:
+        tasks = [await caller.submit("work", b'{"text": "mark %d"}' % number) for number in range(40)]
+        for task in tasks:
+            await caller.result("work", task)
+        await archived(caller, await log_of(caller))
+    assert system.stop() == 0
+    [block] = [path for path in system.data.glob("server/**/DSPEX/msgs/*.blk") if b"mark 20" in path.read_bytes()]
+    data = bytearray(block.read_bytes())
+    data[data.index(b"mark 20") + 2] ^= 1
+    block.write_bytes(data)
+    code, [said] = await asyncio.to_thread(dspex, "verify", "--data", str(system.data), "--against-log")
+    assert code == 1
+    assert said["first"]["position"] <= int(tasks[20])
+    for path in system.data.glob("server/**/index.db"):
+        path.unlink()  # the server reads its blocks again
 
 
 async def test_gaps_are_restored_as_gaps(server: Server, tmp_path: Path) -> None:
