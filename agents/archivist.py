@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ logger = logging.getLogger("dspex.agents")
 ARCHIVE = "archive.db"
 VERSION = "0.1.0"
 MAX_WAITING = 16
+NICE = 10
+"""When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -56,7 +58,7 @@ class ArchivistSpec:
     prefix: str = "dspex"
     credentials: str | None = None
     replicas: int = 3
-    bounds: Bounds = Bounds()
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,6 +68,7 @@ class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
 
 def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
     """Be an archivist until told to stop. Returns the exit status."""
+    os.nice(NICE)
     return uvloop.run(_Archivist(link, life, spec).live())
 
 

@@ -32,8 +32,9 @@ NO_STREAM = 10059
 
 
 async def restore(
-    file: Path, client: Client, subjects: Subjects, *, replicas: int = 3, on_progress: Callable[[int, int], None] | None = None
-) -> int:
+    file: Path, client: Client, subjects: Subjects, *, replicas: int = 3,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:  # fmt: skip
     """Rebuild the log from the archive `file` and return its last position. Raises LogError when the archive is not
     right, and when there is a log already."""
     report = await asyncio.to_thread(verify, file)
@@ -134,7 +135,8 @@ class _Rebuilding:
                 reply = await future
                 answer = msgspec.json.decode(reply.data) if reply.data else {}  # type: ignore[attr-defined]
             except (TimeoutError, ConnectionFailed, msgspec.DecodeError) as error:
-                raise LogError(f"position {position} could not be restored: {error or 'no answer'}; start again") from None
+                why = str(error) or "no answer"
+                raise LogError(f"position {position} could not be restored: {why}; start again") from None
             if answer.get("seq") != position or answer.get("duplicate"):
                 why = answer.get("error", {}).get("description") or f"it came to {answer.get('seq')}"
                 raise LogError(f"position {position} could not be restored where it was: {why}")

@@ -151,8 +151,8 @@ class Forgetting:
         if entry.position == int(task):
             for kind in ("task", "inbox"):
                 # Not past what is archived: nothing is written to a task that has ended, and if it were, it would stay.
-                filter = self._subjects.event(aggregate(kind, program, task))
-                purge = {"filter": filter, "seq": self._archive.position}
+                pattern = self._subjects.event(aggregate(kind, program, task))
+                purge = {"filter": pattern, "seq": self._archive.position}
                 _refuse(await jetstream_api(self._client, f"STREAM.PURGE.{stream}", purge))
         return True
 

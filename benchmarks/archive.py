@@ -50,7 +50,8 @@ async def rows(folder: Path, count: int) -> None:
     archive = await Archive.open(folder / "rows.db", epoch="bench")
     body = b"x" * 300
     entries = [
-        Entry(position=n, time=1e9, subject=f"dspex.event.task.say.{n}", body=body, headers={}) for n in range(1, count + 1)
+        Entry(position=n, time=1e9, subject=f"dspex.event.task.say.{n}", body=body, headers={})
+        for n in range(1, count + 1)
     ]
     started = time.perf_counter()
     for start in range(0, count, 1000):
@@ -70,7 +71,7 @@ async def lag(folder: Path, seconds: float) -> None:
             event = {"specversion": "1.0", "data": {"text": "x" * 100}, "type": "EffectRecorded"}
             body = msgspec.json.encode([event] * EVENTS)
             file = folder / "lag" / "archive.db"
-            while not head_path(file).exists():
+            while not head_path(file).exists():  # noqa: ASYNC110  (another process makes it)
                 await asyncio.sleep(0.1)
             archive = await Archive.open(file, readonly=True)
             sent: list[tuple[int, float]] = []
@@ -147,18 +148,20 @@ async def cost(folder: Path, seconds: float, rounds: int) -> None:
     """Asks a second, and how long one takes, with the archivist at work and with it frozen, in turn."""
     async with System(Say, data=folder / "cost", durability="process") as system:
         async with await Caller.connect(system.url) as caller:
-            pid = next(p["pid"] for p in await caller.processes() if p.get("role") == "archivist")
             await load(caller, None, 1.0)
             found: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
             paced: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+            pid = 0
             for number in range(2 * rounds):
                 which = "with" if number % 2 else "without"
-                os.kill(pid, signal.SIGCONT if which == "with" else signal.SIGSTOP)
                 if which == "with":  # what waited while it was frozen is not this round's work
-                    await asyncio.sleep(2.0)
+                    os.kill(pid, signal.SIGCONT)
+                    await asyncio.sleep(4.0)
+                else:
+                    pid = next(p["pid"] for p in await caller.processes() if p.get("role") == "archivist")
+                    os.kill(pid, signal.SIGSTOP)
                 found[which].append(await load(caller, None, seconds))
                 paced[which].append(await load(caller, 500, seconds))
-            os.kill(pid, signal.SIGCONT)
     full = {which: statistics.median(rate for rate, _ in results) for which, results in found.items()}
     slow = {which: statistics.median(middle for _, middle in results) for which, results in paced.items()}
     show("cost flat out", asks_per_second_with=round(full["with"]), without=round(full["without"]),

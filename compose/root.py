@@ -58,7 +58,7 @@ class SystemSpec:
     durability: str = "process"
     replace: bool = False
     debug: bool = False
-    retention: Bounds = Bounds()
+    retention: Bounds = field(default_factory=Bounds)
 
 
 def run_root(

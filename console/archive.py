@@ -126,7 +126,8 @@ def _show(options: Options, report: Report, fetched: list[int], lost: list[int])
     if report.bad > MAX_SHOWN:
         click.echo(f"and {report.bad - MAX_SHOWN:,} more")
     if report.ok:
-        click.echo(f"{green('ok')}  {report.file}: {report.rows:,} rows up to position {report.position:,}, none changed")
+        rows = f"{report.rows:,} rows up to position {report.position:,}"
+        click.echo(f"{green('ok')}  {report.file}: {rows}, none changed")
     elif lost:
         click.echo(f"not mended: position {lost[0]} is in the archive no more, and not in the log; nothing was changed")
     elif fetched:

@@ -269,7 +269,8 @@ async def _archive(caller: Caller) -> AsyncIterator[Check]:
         else:
             yield Check("archive", "ok", text)
         return
-    yield Check("archive", "warn", "no archivist answers, so nothing is archived now", "start a system with `dspex up`")
+    text = "no archivist answers, so nothing is archived now"
+    yield Check("archive", "warn", text, "start a system with `dspex up`")
 
 
 async def _programs(caller: Caller) -> AsyncIterator[Check]:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import aclosing, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
 
@@ -24,16 +24,17 @@ from dspex.core.subjects import Subjects
 from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
 from dspex.store.reading import SELECT, Reading, connect, finished
 
-__all__ = ["GROUP_WAIT", "MAX_WAITING", "Archive", "hold", "set_aside", "start_file"]
+__all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "set_aside", "start_file"]
 
 logger = logging.getLogger("dspex.store")
 
 FORMAT = 1
 APPLICATION_ID = 0x64737061  # "dspa"
 GROUP_WAIT = 0.1
-"""Seconds that rows may wait for others, so that one flush pays for all of them."""
-MAX_WAITING = 10_000
-MAX_WAITING_BYTES = 64 << 20
+"""Seconds between groups, so that one flush pays for many rows."""
+IDLE_WAIT = 0.4
+"""The same when nothing has come for a while."""
+MAX_GROUP = 10_000
 RETRY = 0.5
 LOST = "the log did not have them when the archive came to them"
 INSERT = "INSERT INTO log (position, time, subject, headers, body, chain) VALUES (?, ?, ?, ?, ?, ?)"
@@ -58,7 +59,6 @@ class Archive(Reading):
         self._lock = lock
         self.position = self.count = 0
         self.chain = EMPTY
-        self.waiting = 0
         self.trouble = ""
 
     @classmethod
@@ -103,51 +103,20 @@ class Archive(Reading):
     # -- filling it
 
     async def follow(self, log: Log) -> None:
-        """Archive all that the log has behind our last row, and then every new entry, until cancelled.
+        """Archive all that the log has behind our last row, and then what is new, until cancelled.
 
-        Raises LogError when the log cannot be read, and when it does not go on from what was archived. A disk that is
-        full only delays: the same rows are tried again until they fit, and `trouble` says so meanwhile.
+        It reads in groups, not entry by entry as they come: that costs the running system the least. Raises LogError
+        when the log cannot be read, and when it does not go on from what was archived. A disk that is full only delays:
+        the same rows are tried again until they fit, and `trouble` says so meanwhile.
         """
         await self.check(log)
-        ready: list[Entry] = []
-        some, room = asyncio.Event(), asyncio.Event()
-        size = 0
-
-        async def read() -> None:
-            nonlocal size
-            async with aclosing(log.tail(self.position)) as entries:  # type: ignore[type-var]
-                async for entry in entries:
-                    while len(ready) >= MAX_WAITING or size >= MAX_WAITING_BYTES:
-                        room.clear()
-                        await room.wait()
-                    ready.append(entry)
-                    size += len(entry.body)
-                    self.waiting += 1
-                    some.set()
-
-        async def write() -> None:
-            nonlocal size
-            while True:
-                await some.wait()
-                await asyncio.sleep(GROUP_WAIT)
-                some.clear()
-                batch, size = ready.copy(), 0
-                ready.clear()
-                room.set()
-                await self.add(batch, log)
-                self.waiting -= len(batch)
-
-        working = [asyncio.create_task(read()), asyncio.create_task(write())]
-        try:
-            done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            while self.waiting:  # the log was closed, and what it gave is still to be written
-                await asyncio.sleep(GROUP_WAIT)
-        finally:
-            for task in working:
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+        pause = GROUP_WAIT
+        while True:
+            entries = await log.scan(self.position, MAX_GROUP)
+            await self.add(entries, log)
+            pause = GROUP_WAIT if entries else min(2 * pause, IDLE_WAIT)
+            if len(entries) < MAX_GROUP:
+                await asyncio.sleep(pause)
 
     async def check(self, log: Log) -> None:
         """See that the log still has what we have of it at our last row. Raises LogError.
@@ -168,7 +137,10 @@ class Archive(Reading):
         if theirs is not None and ours is not None and ours.position == theirs.position:
             found = row_of(theirs)
             if (found.subject, found.body) != (ours.subject, ours.body):
-                raise LogError(f"position {self.position} of the log is not what was archived; `dspex verify` says more")
+                raise LogError(
+                    f"position {self.position} of the log is not what was archived: it has lost its newest entries "
+                    "and given their positions to others; `dspex restore` rebuilds it from the archive"
+                )
 
     async def add(self, entries: Iterable[Entry], log: Log | None = None) -> None:
         """Archive entries that follow the last row, all in one transaction; a position that is missing among them
@@ -259,7 +231,7 @@ class Archive(Reading):
             self.position, self.chain = last[0], last[5]
         if head is not None:
             at = run("SELECT chain FROM log WHERE position = ?", (head.position,)).fetchone()
-            if head.position > self.position or head.count and (at is None or at[0].hex() != head.chain):
+            if head.position > self.position or (head.count and (at is None or at[0].hex() != head.chain)):
                 raise LogCorrupt(
                     f"{self.file} ends at {self.position} and its head is at {head.position}, or differs there; "
                     "`dspex verify --repair` fetches what is missing from the log"

@@ -57,8 +57,8 @@ async def examine(
 async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) -> None:
     """Add to `report` where the archive and the log say different things, row by row, by checksum.
 
-    What only the archive has is right when the archivist let the log forget it. `restored` is how far the log was rebuilt from an
-    archive: up to there it has times of its own.
+    What only the archive has is right when the archivist let the log forget it. `restored` is how far the log was
+    rebuilt from an archive: up to there it has times of its own.
     """
     archive = await Archive.open(file, readonly=True)
     try:

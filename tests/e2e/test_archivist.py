@@ -11,13 +11,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contracts.log_contract import commit, put
 from tests.e2e.running import HERE, PROGRAMS, Running
 
 from dspex.agents.bounds import Bounds
@@ -34,7 +34,6 @@ from dspex.store.archive import Archive
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import compare
 from dspex.store.verify import Report, verify
-from tests.contracts.log_contract import commit, put
 
 Launch = Callable[..., Running]
 SUBJECTS = Subjects()
@@ -289,19 +288,17 @@ async def test_what_ended_is_forgotten_and_what_lives_is_kept(systems: Launch) -
 
 
 class _Noting:
-    """An archive that is open for reading, with the notes of one that is written."""
+    """An archive that is open for reading; its notes are written past the archivist."""
 
     def __init__(self, archive: Archive) -> None:
-        self._archive, self._notes = archive, dict[str, str]()
+        self._archive = archive
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._archive, name)
 
     async def note(self, name: str, value: str) -> None:
-        self._notes[name] = value
-
-    async def noted(self, name: str) -> str | None:
-        return self._notes.get(name)
+        with closing(sqlite3.connect(self._archive.file)) as connection, connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"note.{name}", value))
 
 
 def test_a_system_forgets_by_its_settings(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Entry
 from dspex.store.archive import Archive, set_aside
 from dspex.store.chain import head_path
-from dspex.store.mend import compare, repair
+from dspex.store.mend import REACHED, compare, repair
 from dspex.store.verify import verify
 
 COUNT = 600
@@ -324,10 +324,17 @@ async def test_what_nobody_has_is_named_and_nothing_is_changed(file: Path) -> No
 
 
 async def test_the_log_and_the_archive_are_compared(file: Path) -> None:
+    archive = await Archive.open(file, epoch=EPOCH)
+    await archive.note(REACHED, "299")
+    await archive.close()
     log = Served([entry(position) for position in range(300, COUNT + 1)])  # what is forgotten is no difference
     report = verify(file)
     await compare(file, log, report)  # type: ignore[arg-type]
     assert report.ok
+    del log.entries[500]
+    await compare(file, log, report)  # type: ignore[arg-type]
+    assert report.faults.pop().what == "position 500 is in the archive, and the log has lost it"
+    log.entries[500] = entry(500)
     log.entries[400] = Entry(position=400, time=1.0, subject="dspex.task.qabot", body=b"{}", headers={})
     await compare(file, log, report)  # type: ignore[arg-type]
     assert [fault.position for fault in report.faults] == [400]
