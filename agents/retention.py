@@ -17,7 +17,7 @@ import msgspec
 
 from dspex.agents.bounds import Bounds
 from dspex.bus.client import Client
-from dspex.bus.streams import jetstream_api
+from dspex.bus.streams import RESTORED, jetstream_api
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Entry
@@ -48,7 +48,7 @@ class Forgetting:
     ) -> None:
         self._client, self._subjects, self._archive = client, subjects, archive
         self._bounds, self._on_forgotten = bounds, on_forgotten
-        self._after = -1
+        self._after, self._note = -1, NOTE
         self._kept: set[int] = set()
 
     async def go_on(self) -> None:
@@ -64,7 +64,10 @@ class Forgetting:
     async def once(self) -> int:
         """Forget all that may go now, oldest first; how many tasks that was. Raises LogError."""
         if self._after < 0:
-            self._after = int(await self._archive.noted(NOTE) or 0)
+            info = await self._info()
+            # A log that was restored has again what it had been let forget.
+            self._note = f"{NOTE}.{info['config'].get('metadata', {}).get(RESTORED, 0)}"
+            self._after = int(await self._archive.noted(self._note) or 0)
         state, gone, now = await self._state(), 0, time.time()
         for position in sorted(self._kept):
             entry = await self._archive.entry(position)
@@ -90,7 +93,7 @@ class Forgetting:
     async def _noted(self, gone: int) -> int:
         """Note how far we are, and from where a successor has to look:
         before that nothing is left to forget."""
-        await self._archive.note(NOTE, str(min(self._kept, default=self._after + 1) - 1))
+        await self._archive.note(self._note, str(min(self._kept, default=self._after + 1) - 1))
         return gone
 
     async def _look_at(self, entry: Entry, state: dict[str, Any], now: float) -> bool | None:
@@ -157,11 +160,14 @@ class Forgetting:
         return True
 
     async def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = (await self._info())["state"]
+        return state
+
+    async def _info(self) -> dict[str, Any]:
         answer = await jetstream_api(self._client, f"STREAM.INFO.{self._subjects.stream}")
         if "error" in answer:
             raise LogError(f"the stream cannot be looked at: {answer['error'].get('description', '')}")
-        state: dict[str, Any] = answer["state"]
-        return state
+        return answer
 
 
 def _refuse(answer: dict[str, Any]) -> None:

@@ -66,44 +66,45 @@ async def rows(folder: Path, count: int) -> None:
 
 async def lag(folder: Path, seconds: float) -> None:
     """How long what was stored waits for the archive, at 5,000 events a second in commits of 5."""
-    async with System(Say, data=folder / "lag", durability="process") as system:
-        async with await Caller.connect(system.url) as caller:
-            event = {"specversion": "1.0", "data": {"text": "x" * 100}, "type": "EffectRecorded"}
-            body = msgspec.json.encode([event] * EVENTS)
-            file = folder / "lag" / "archive.db"
-            while not head_path(file).exists():  # noqa: ASYNC110  (another process makes it)
-                await asyncio.sleep(0.1)
-            archive = await Archive.open(file, readonly=True)
-            sent: list[tuple[int, float]] = []
-            lags: list[float] = []
-            done = False
+    async with (
+        System(Say, data=folder / "lag", durability="process") as system,
+        await Caller.connect(system.url) as caller,
+    ):
+        event = {"specversion": "1.0", "data": {"text": "x" * 100}, "type": "EffectRecorded"}
+        body = msgspec.json.encode([event] * EVENTS)
+        file = folder / "lag" / "archive.db"
+        while not head_path(file).exists():  # noqa: ASYNC110  (another process makes it)
+            await asyncio.sleep(0.1)
+        archive = await Archive.open(file, readonly=True)
+        sent: list[tuple[int, float]] = []
+        lags: list[float] = []
+        done = False
 
-            async def watch() -> None:
-                seen = 0
-                while not done or seen < len(sent):
-                    top = await archive.head()
-                    now = time.perf_counter()
-                    while seen < len(sent) and sent[seen][0] <= top:
-                        lags.append(now - sent[seen][1])
-                        seen += 1
-                    await asyncio.sleep(0.005)
-
-            watching = asyncio.create_task(watch())
-            started = time.perf_counter()
-            every = EVENTS / RATE
-            number = 0
-            while (now := time.perf_counter()) - started < seconds:
-                acks = []
-                while number * every <= now - started:
-                    acks.append(caller.client.call(f"dspex.event.bench.say.{number % 1000}", body))
-                    number += 1
-                for ack in acks:
-                    sent.append((json.loads((await ack).data)["seq"], time.perf_counter()))
+        async def watch() -> None:
+            seen = 0
+            while not done or seen < len(sent):
+                top = await archive.head()
+                now = time.perf_counter()
+                while seen < len(sent) and sent[seen][0] <= top:
+                    lags.append(now - sent[seen][1])
+                    seen += 1
                 await asyncio.sleep(0.005)
-            done = True
-            took = time.perf_counter() - started
-            await watching
-            await archive.close()
+
+        watching = asyncio.create_task(watch())
+        started = time.perf_counter()
+        every = EVENTS / RATE
+        number = 0
+        while (now := time.perf_counter()) - started < seconds:
+            acks = []
+            while number * every <= now - started:
+                acks.append(caller.client.call(f"dspex.event.bench.say.{number % 1000}", body))
+                number += 1
+            sent += [(json.loads((await ack).data)["seq"], time.perf_counter()) for ack in acks]
+            await asyncio.sleep(0.005)
+        done = True
+        took = time.perf_counter() - started
+        await watching
+        await archive.close()
     lags.sort()
     show(
         "lag", events_per_second=round(number * EVENTS / took), p50=round(lags[len(lags) // 2], 3),
@@ -146,22 +147,24 @@ async def load(caller: Caller, rate: float | None, seconds: float) -> tuple[floa
 
 async def cost(folder: Path, seconds: float, rounds: int) -> None:
     """Asks a second, and how long one takes, with the archivist at work and with it frozen, in turn."""
-    async with System(Say, data=folder / "cost", durability="process") as system:
-        async with await Caller.connect(system.url) as caller:
-            await load(caller, None, 1.0)
-            found: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
-            paced: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
-            pid = 0
-            for number in range(2 * rounds):
-                which = "with" if number % 2 else "without"
-                if which == "with":  # what waited while it was frozen is not this round's work
-                    os.kill(pid, signal.SIGCONT)
-                    await asyncio.sleep(4.0)
-                else:
-                    pid = next(p["pid"] for p in await caller.processes() if p.get("role") == "archivist")
-                    os.kill(pid, signal.SIGSTOP)
-                found[which].append(await load(caller, None, seconds))
-                paced[which].append(await load(caller, 500, seconds))
+    async with (
+        System(Say, data=folder / "cost", durability="process") as system,
+        await Caller.connect(system.url) as caller,
+    ):
+        await load(caller, None, 1.0)
+        found: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+        paced: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+        pid = 0
+        for number in range(2 * rounds):
+            which = "with" if number % 2 else "without"
+            if which == "with":  # what waited while it was frozen is not this round's work
+                os.kill(pid, signal.SIGCONT)
+                await asyncio.sleep(4.0)
+            else:
+                pid = next(p["pid"] for p in await caller.processes() if p.get("role") == "archivist")
+                os.kill(pid, signal.SIGSTOP)
+            found[which].append(await load(caller, None, seconds))
+            paced[which].append(await load(caller, 500, seconds))
     full = {which: statistics.median(rate for rate, _ in results) for which, results in found.items()}
     slow = {which: statistics.median(middle for _, middle in results) for which, results in paced.items()}
     show("cost flat out", asks_per_second_with=round(full["with"]), without=round(full["without"]),

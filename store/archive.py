@@ -84,7 +84,7 @@ class Archive(Reading):
                 connection.close()
             if lock is not None:
                 os.close(lock)
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | KeyError | ValueError):
                 raise LogError(f"cannot open the archive {file}: {error}") from None
             raise
         return archive
@@ -270,11 +270,11 @@ def set_aside(file: Path, epoch: str) -> Path | None:
     name of its epoch, and one that was set aside for `epoch` comes back. Where the other one is now, or None."""
     if not file.exists():
         return None
-    with closing(connect(file, readonly=False)) as connection:  # closing it brings all of it into the one file
-        try:
+    try:
+        with closing(connect(file, readonly=False)) as connection:  # closing it brings all of it into the one file
             known = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-        except sqlite3.Error:
-            return None
+    except sqlite3.Error:
+        return None  # opening it says what is wrong
     if known is None or known[0] == epoch:
         return None
     aside, back = (file.with_name(f"{file.stem}-{name}.db") for name in (known[0], epoch))

@@ -83,8 +83,11 @@ def row_of(entry: Entry) -> Row:
 
 
 def entry_of(row: Row) -> Entry:
-    """A row as the log's entry it was."""
-    headers = _decode_headers(row.headers) if row.headers else {}
+    """A row as the log's entry it was. Raises LogCorrupt."""
+    try:
+        headers = _decode_headers(row.headers) if row.headers else {}
+    except (msgspec.MsgspecError, TypeError):
+        raise LogCorrupt(f"position {row.position} of the archive is damaged; `dspex verify` says more") from None
     time = microseconds(row.time)
     return Entry(position=row.position, time=time, subject=row.subject, body=row.body, headers=headers)
 

@@ -1,5 +1,6 @@
 """The archive: exact after every kill, and nothing in it changes without being found and named."""
 
+# ruff: noqa: ASYNC110, ASYNC240 - other processes are waited for, and the files are small
 from __future__ import annotations
 
 import asyncio
@@ -47,9 +48,9 @@ class Served:
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncIterator[Entry]:
         while True:
-            for entry in await self.scan(after):
-                after = entry.position
-                yield entry
+            for found in await self.scan(after):
+                after = found.position
+                yield found
             await asyncio.sleep(0.01)
 
 
@@ -347,7 +348,8 @@ async def test_the_log_and_the_archive_are_compared(file: Path) -> None:
 def small(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("a small disk needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
