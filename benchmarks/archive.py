@@ -145,6 +145,16 @@ async def load(caller: Caller, rate: float | None, seconds: float) -> tuple[floa
     return len(times) / (time.perf_counter() - started), statistics.median(times)
 
 
+async def caught_up(caller: Caller) -> None:
+    """Wait until the archive has what the log has, twice in a row."""
+    for _ in range(2):
+        while True:
+            await asyncio.sleep(1.5)
+            data = [answer.get("data") or {} for answer in await caller.gather()]
+            if any(one.get("role") == "archivist" and one["leads"] and one["lag"] < 50 for one in data):
+                break
+
+
 async def cost(folder: Path, seconds: float, rounds: int) -> None:
     """Asks a second, and how long one takes, with the archivist at work and with it frozen, in turn."""
     async with (
@@ -159,7 +169,7 @@ async def cost(folder: Path, seconds: float, rounds: int) -> None:
             which = "with" if number % 2 else "without"
             if which == "with":  # what waited while it was frozen is not this round's work
                 os.kill(pid, signal.SIGCONT)
-                await asyncio.sleep(4.0)
+                await caught_up(caller)
             else:
                 pid = next(p["pid"] for p in await caller.processes() if p.get("role") == "archivist")
                 os.kill(pid, signal.SIGSTOP)

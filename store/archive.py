@@ -30,9 +30,9 @@ logger = logging.getLogger("dspex.store")
 
 FORMAT = 1
 APPLICATION_ID = 0x64737061  # "dspa"
-GROUP_WAIT = 0.1
+GROUP_WAIT = 0.25
 """Seconds between groups, so that one flush pays for many rows."""
-IDLE_WAIT = 0.4
+IDLE_WAIT = 0.5
 """The same when nothing has come for a while."""
 MAX_GROUP = 10_000
 RETRY = 0.5
