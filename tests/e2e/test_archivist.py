@@ -249,14 +249,14 @@ async def test_gaps_are_restored_as_gaps(server: Server, tmp_path: Path) -> None
 
 
 async def test_what_ended_is_forgotten_and_what_lives_is_kept(systems: Launch) -> None:
-    system = systems(("Work", 1)).start()
+    system = systems(("Work", 1), ("Nap", 1)).start()
     async with await Caller.connect(system.url) as caller:
         log = await log_of(caller)
         done = [await caller.submit("work", b'{"text": "a"}', key=f"k{number}") for number in range(10)]
         for task in done:
             await caller.result("work", task)
         await caller.score("work", done[0], 0.5)
-        alive = await caller.submit("work", b'{"text": "late", "seconds": 1.9}')
+        alive = await caller.submit("nap", b'{"n": 7, "seconds": 8}')
         newest = await caller.submit("work", b'{"text": "newest"}')
         await caller.result("work", newest)
         await archived(caller, log)
@@ -277,7 +277,7 @@ async def test_what_ended_is_forgotten_and_what_lives_is_kept(systems: Launch) -
                 await caller.result("work", name, timeout=3)
         with pytest.raises(NotFound, match="it is in the archive"):
             await caller.read_log(task=done[3])
-        assert b"late" in await caller.result("work", alive)
+        assert b"7" in await caller.result("nap", alive)
         assert await archive.entry(int(done[3]))
         assert len(await archive.read(f"task.work.{done[3]}")) == 1
         await archive.close()
