@@ -130,6 +130,9 @@ class Reader:
         submission = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         door = self._subjects.door_of(submission.subject) if submission else None
         if submission is None or door is None or door[0] != "task":
+            if submission is None and task.isdecimal() and len(task) < 19 and 0 < int(task) <= await self._log.head():
+                where = "if it was a task it is in the archive (archive.db)"
+                raise NotFound(f"the log has no entry {task} any more; {where}")
             raise NotFound(f"the log has no task {task[:40]}")
         program = door[1]
         commits = await self._log.read(aggregate("task", program, task))

@@ -68,6 +68,7 @@ class _Registrar:
         self.source = f"/registrar/{spec.name}"
         self.stopping = asyncio.Event()
         self.status = 0
+        self.restored = 0
         self.processes: list[dict[str, Any]] = []
         self.notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
         self.noticed = 0
@@ -98,6 +99,7 @@ class _Registrar:
     async def _serve(self, client: Client) -> None:
         subjects = self.subjects
         epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
+        self.restored = await streams.restored_to(client, subjects)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
         await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
         log = self.log = JetStreamLog(client, subjects, epoch)
@@ -198,6 +200,7 @@ class _Registrar:
                 place = {
                     "stream": self.subjects.stream, "epoch": self.log.epoch,
                     "consumer": streams.consumer_name(wanted.registration.program),
+                    "restored": str(self.restored),
                 }  # fmt: skip
                 request.respond(msgspec.json.encode(place))
 

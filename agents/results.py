@@ -18,7 +18,7 @@ from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
-__all__ = ["Results", "answer_of", "task_id_of"]
+__all__ = ["Results", "answer_of", "forgotten", "task_id_of"]
 
 SOON, POLL = 0.005, 2.0
 """Seconds after which a waiter reads again: soon after a hint, which comes before the log has what it announces; and
@@ -67,6 +67,8 @@ class Results:
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
+            if entry is None and 0 < position <= await self._log.head():
+                raise forgotten(self._program, name)
             if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
                 raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
             return str(position)
@@ -87,6 +89,7 @@ class Results:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         pause = POLL
+        looked = False
         while True:
             changed = asyncio.Event()
             subject = self._subjects.event(aggregate("task", self._program, task))
@@ -101,6 +104,9 @@ class Results:
                         return answer
                     if state.of:
                         break
+                    if not looked and state.status == "submitted" and await self._log.entry(int(task)) is None:
+                        raise forgotten(self._program, task)  # a key outlives its task
+                    looked = True
                     left = until - loop.time()
                     if left <= 0:
                         return _not_yet(task, state)
@@ -117,6 +123,14 @@ class Results:
 
 def _ringing(bell: asyncio.Event) -> Handler:
     return lambda _: bell.set()
+
+
+def forgotten(program: str, task: str) -> NotFound:
+    """What is said of a task whose position the log no longer has."""
+    return NotFound(
+        f"the log has no entry {task} any more; if it was a task of {program} it is in the archive (archive.db in the "
+        "data folder)", task=task,
+    )  # fmt: skip
 
 
 def _not_yet(task: str, state: TaskState) -> tuple[bytes, dict[str, str]]:

@@ -71,18 +71,20 @@ _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
+    Tasks up to the position `restored` came from an archive: that they are delivered for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None],
+        on_worn: Callable[[str], None], restored: int = 0,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
+        self.restored = restored
         self.results = Results(client, log, subjects, self.name)
         self.running: dict[int, Run] = {}
         self.done = self.failed = self.stuck = 0
@@ -207,7 +209,8 @@ class Worker:
             reply = headers.get(h.REPLY, "")
             # Only an inbox: a stranger's submission must not make us publish anywhere else.
             run.reply = reply if len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
-        if run.delivery.delivered > 1 and not await self._take_over(run):
+        known = run.delivery.delivered > 1 or run.delivery.position <= self.restored
+        if known and not await self._take_over(run):
             return
         started = time.perf_counter()
         payload: Payload
@@ -419,7 +422,7 @@ class Worker:
         try:
             body, headers = await self.results.wait(task, DUPLICATE_WAIT)
             self.client.publish(reply, body, headers=headers)
-        except (LogError, ConnectionFailed) as error:
+        except (LogError, ConnectionFailed, NotFound) as error:
             logger.debug("a duplicate of task %s gets no reply: %s", task, error)
 
     def _free_slot(self, run: Run) -> None:

@@ -17,8 +17,8 @@ from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "ACK_WAIT", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream", "log_stream",
-    "set_doors", "task_consumer", "timer_stream",
+    "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream",
+    "log_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -28,6 +28,8 @@ SIGNAL_WAIT = 2.0
 """The same for signals, which take a few reads and an append."""
 
 EPOCH = "dspex.epoch"
+RESTORED = "dspex.restored"
+"""How far the log was rebuilt from an archive, in the stream's metadata."""
 MAX_CONSUMERS = 10_000
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
@@ -163,6 +165,13 @@ async def _create(connection: Connection, config: dict[str, Any]) -> dict[str, A
     if config["num_replicas"] > 1 and _code(answer) in TOO_FEW_SERVERS:
         return await _create(connection, config | {"num_replicas": 1})
     return answer
+
+
+async def restored_to(connection: Connection, subjects: Subjects) -> int:
+    """The position up to which the log was rebuilt from an archive; 0 when it never was."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    return int(info["config"].get("metadata", {}).get(RESTORED, 0))
 
 
 async def set_doors(connection: Connection, subjects: Subjects, programs: Iterable[str]) -> None:

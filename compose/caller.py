@@ -173,8 +173,8 @@ class Caller:
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
                 found[data["agent"]] = _process(data)
-        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3}
-        return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 4), p["agent"]))
+        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "archivist": 4}
+        return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
     # -- inside
 

@@ -4,6 +4,7 @@
     ├── server       nats-server, when it is ours
     └── supervisor   has the programs loaded and forks the ones below it
         ├── registrar
+        ├── archivist
         └── agents
 
 A process that dies is started again by the one above it. When the root dies, all of them end within a second.
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dspex.agents.bounds import Bounds
 from dspex.agents.link import Link
 from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
 from dspex.bus.server import Server
@@ -30,7 +32,7 @@ from dspex.core.program import Program
 
 __all__ = ["Plan", "SystemSpec", "run_root"]
 
-SUPERVISOR, REGISTRAR, SERVER = "supervisor", "registrar", "server"
+SUPERVISOR, REGISTRAR, ARCHIVIST, SERVER = "supervisor", "registrar", "archivist", "server"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class SystemSpec:
     durability: str = "process"
     replace: bool = False
     debug: bool = False
+    retention: Bounds = field(default_factory=Bounds)
 
 
 def run_root(
@@ -113,7 +116,7 @@ class _Root:
         def run(link: Link) -> int:
             if self.server:
                 self.server.disown()
-            return _supervise(link, self.spec, self.folder.name, self.url)
+            return _supervise(link, self.spec, self.folder, self.url)
 
         return fork_child(run, close_others)
 
@@ -136,7 +139,7 @@ class _Root:
             self.parent.send(event)
 
 
-def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
+def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
@@ -149,12 +152,20 @@ def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
     link.send({"event": "loaded", "programs": [_about(plan, program) for plan, program in plans]})
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
+    from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
+    name = folder.name
+    archivist = ArchivistSpec(
+        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention
+    )
     registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials)
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
         return fork_child(lambda line: registrar_main(line, life, registrar), close)
+
+    def start_archivist(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
+        return fork_child(lambda line: archivist_main(line, life, archivist), close)
 
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
@@ -167,7 +178,7 @@ def _supervise(link: Link, spec: SystemSpec, name: str, url: str) -> int:
 
         return Child(about.name, "agent", start, program=program.name, stage=1)
 
-    children = [Child(registrar.name, REGISTRAR, start_registrar)]
+    children = [Child(registrar.name, REGISTRAR, start_registrar), Child(archivist.name, ARCHIVIST, start_archivist)]
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages

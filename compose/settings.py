@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dspex.agents.bounds import Bounds
 from dspex.core.errors import ConfigurationError
 
-__all__ = ["DEFAULT_URL", "Place", "ProgramSettings", "Settings", "find_server", "load_settings"]
+__all__ = ["DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_server", "load_settings"]
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 FILE = "dspex.toml"
@@ -31,6 +33,35 @@ class ProgramSettings(_Frozen):
     agents: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
+_SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _measured(units: Mapping[str, int]) -> Callable[[object], object]:
+    """Reads `7d` or `10 GiB`; a plain number is in the smallest unit."""
+
+    def read(value: object) -> object:
+        found = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", value) if isinstance(value, str) else None
+        if found is None:
+            return value
+        if found[2] not in units:
+            raise ValueError(f"write it as a number and one of {', '.join(units)}")
+        return float(found[1]) * units[found[2]]
+
+    return read
+
+
+class RetentionSettings(_Frozen):
+    """The `[retention]` table: what the log keeps of tasks that have ended and are archived. All of it, unless told."""
+
+    age: Annotated[float | None, Field(gt=0), BeforeValidator(_measured(_TIMES))] = None
+    count: Annotated[int | None, Field(ge=0)] = None
+    bytes: Annotated[int | None, Field(ge=0), BeforeValidator(_measured(_SIZES))] = None
+
+    def bounds(self) -> Bounds:
+        return Bounds(self.age, self.count, self.bytes)
+
+
 class Settings(_Frozen):
     """Everything that can be set. `nats` None means the embedded server."""
 
@@ -41,6 +72,7 @@ class Settings(_Frozen):
     durability: Literal["power", "process"] = "power"
     agents: Annotated[int, Field(ge=1, le=1000)] = 1
     programs: dict[str, ProgramSettings] = {}
+    retention: RetentionSettings = RetentionSettings()
 
 
 class Place(BaseModel):

@@ -26,6 +26,7 @@ __all__ = ["Check", "doctor"]
 REFUSED, NO_CONNECTION = 1, 3
 PLENTY, ENOUGH = 1 << 30, 100 << 20
 MAX_SKEW = 2.0
+MAX_LAG = 5000
 OLDEST_API = 1
 """JetStream's API level of nats-server 2.11; what we ask for is older, what we were tested with is newer."""
 
@@ -168,6 +169,8 @@ async def _system(options: Options, settings: Settings) -> AsyncIterator[Check]:
             try:
                 async for check in _log(caller):
                     yield check
+                async for check in _archive(caller):
+                    yield check
                 async for check in _programs(caller):
                     yield check
             except (DspexError, TimeoutError) as error:
@@ -248,8 +251,26 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
             "log gaps",
             "warn",
             f"{state['num_deleted']:,} positions are missing",
-            "somebody deleted messages, or a disk lost them",
+            "retention lets go of what is archived; else somebody deleted messages, or a disk did: `dspex verify`",
         )
+
+
+async def _archive(caller: Caller) -> AsyncIterator[Check]:
+    """How far the archive is behind the log, and whether it can go on."""
+    for answer in await caller.gather():
+        data = answer.get("data") or {}
+        if data.get("role") != "archivist" or not data.get("leads"):
+            continue
+        text = f"{data['lag']:,} positions behind the log, at {data['position']:,}"
+        if data["trouble"]:
+            yield Check("archive", "fail", data["trouble"], "`dspex verify` names what is wrong, --repair mends it")
+        elif data["lag"] > MAX_LAG:
+            yield Check("archive", "warn", text, "it catches up when there is less to do; look again")
+        else:
+            yield Check("archive", "ok", text)
+        return
+    text = "no archivist answers, so nothing is archived now"
+    yield Check("archive", "warn", text, "start a system with `dspex up`")
 
 
 async def _programs(caller: Caller) -> AsyncIterator[Check]:

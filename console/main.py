@@ -33,6 +33,8 @@ COMMANDS = {
     "replay": ("replay", "replay"),
     "diff": ("diff", "diff"),
     "export": ("export", "export"),
+    "verify": ("archive", "verify"),
+    "restore": ("archive", "restore"),
     "vars": ("variables", "variables"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

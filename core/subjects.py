@@ -104,6 +104,10 @@ class Subjects:
     def log(self, verb: str) -> str:
         return f"{self.prefix}.log.{verb}"
 
+    def archive(self, verb: str) -> str:
+        """What the archivist is asked to do with its archive."""
+        return f"{self.prefix}.archive.{verb}"
+
     def registry(self, verb: str) -> str:
         """How agents make their program known to the registrar."""
         return f"{self.prefix}.registry.{verb}"

@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dspex.store.archive import Archive
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.memory import MemoryLog
     from dspex.store.sqlite import SqliteLog
 
-__all__ = ["JetStreamLog", "MemoryLog", "SqliteLog"]
+__all__ = ["Archive", "JetStreamLog", "MemoryLog", "SqliteLog"]
 
-_HOME = {"JetStreamLog": "jetstream", "MemoryLog": "memory", "SqliteLog": "sqlite"}
+_HOME = {"Archive": "archive", "JetStreamLog": "jetstream", "MemoryLog": "memory", "SqliteLog": "sqlite"}
 
 
 def __getattr__(name: str) -> object:

@@ -41,7 +41,7 @@ def test_ps_names_every_process(system: Shell) -> None:
     assert len(agents) == 2
     assert all(set(row) == {"agent", "program", "pid", "state", "restarts", "tasks"} for row in agents)
     roles = {row["role"] for row in rows if not row["program"]}
-    assert roles == {"root", "server", "supervisor", "registrar"}
+    assert roles == {"root", "server", "supervisor", "registrar", "archivist"}
     for row in rows:
         os.kill(row["pid"], 0)
     table = system("ps").out.splitlines()

@@ -145,11 +145,14 @@ class Running:
         return next(pid for pid in children(self.root) if "nats-server" not in command(pid))
 
     def below_supervisor(self) -> list[int]:
-        """The registrar and the agents, in the order they were born."""
+        """The registrar, the archivist and the agents, in the order they were born."""
         return children(self.supervisor())
 
     def registrar(self) -> int:
         return self.below_supervisor()[0]
+
+    def archivist(self) -> int:
+        return self.below_supervisor()[1]
 
     def descendants(self) -> list[int]:
         found, todo = [], [self.root]

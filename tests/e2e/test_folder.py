@@ -39,7 +39,7 @@ def test_a_second_system_on_the_same_folder_is_refused_and_the_first_goes_on(sys
     with systems(("Nap", 1)) as first:
         second = systems(("Nap", 1)).launch()
         check_refused(second, "uses the data folder", str(first.root))
-        assert first.process and first.process.poll() is None and len(first.below_supervisor()) == 2
+        assert first.process and first.process.poll() is None and len(first.below_supervisor()) == 3
 
 
 @pytest.mark.parametrize("folder", ["/proc/dspex", "/dev/null/dspex"])

@@ -106,7 +106,7 @@ async def test_a_key_runs_once_although_agents_are_killed(systems: Callable[...,
             for number in range(4):
                 keys = [{"Dspex-Key": f"key {n}"} for n in range(10)]
                 tasks += [(n, await plain.submit("nap", {"n": n, "seconds": 0.3}, key)) for n, key in enumerate(keys)]
-                os.kill(system.below_supervisor()[1 + number % 3], signal.SIGKILL)
+                os.kill(system.below_supervisor()[2 + number % 3], signal.SIGKILL)
             story = await plain.until_ended("nap")
             story.check_once("nap", [task for _, task in tasks])
             for key in range(10):

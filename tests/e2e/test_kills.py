@@ -63,6 +63,7 @@ def an_agent(system: Running) -> int:
 
 VICTIMS: dict[str, Callable[[Running], int]] = {
     "agent": an_agent, "supervisor": Running.supervisor, "server": Running.server, "registrar": Running.registrar,
+    "archivist": Running.archivist,
 }  # fmt: skip
 
 

@@ -1,0 +1,267 @@
+"""The archivist: the one process that has the archive open. It tails the log into it, and lets the log forget what is
+archived when it is told to.
+
+It serves as soon as it is connected, for nothing waits for the archive: what it has not written yet is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from dspex.agents.bounds import Bounds
+from dspex.agents.journal import record
+from dspex.agents.link import Link
+from dspex.agents.retention import Forgetting
+from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.bus import streams
+from dspex.bus.client import Client
+from dspex.bus.lease import Lease
+from dspex.bus.service import Endpoint, Request, Service
+from dspex.core.codec import NOT_JSON
+from dspex.core.errors import DspexError, InvalidInput, LogError, Unavailable
+from dspex.core.events import AgentStarted
+from dspex.core.subjects import Subjects, aggregate
+from dspex.store.archive import Archive, set_aside
+from dspex.store.jetstream import JetStreamLog
+from dspex.store.mend import Mended, examine
+from dspex.store.verify import Report
+
+__all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main"]
+
+logger = logging.getLogger("dspex.agents")
+
+ARCHIVE = "archive.db"
+VERSION = "0.1.0"
+MAX_WAITING = 16
+NICE = 10
+"""When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
+LOOK = 1.0
+"""Seconds between looks at how far the log is ahead, and between tries after trouble."""
+
+
+@dataclass(frozen=True)
+class ArchivistSpec:
+    """What an archivist is to be. `file` is the archive; nobody else opens it for writing."""
+
+    name: str
+    url: str
+    file: Path
+    prefix: str = "dspex"
+    credentials: str | None = None
+    replicas: int = 3
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    repair: bool = False
+    against_log: bool = False
+
+
+def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
+    """Be an archivist until told to stop. Returns the exit status."""
+    os.nice(NICE)
+    return uvloop.run(_Archivist(link, life, spec).live())
+
+
+class _Archivist:
+    def __init__(self, link: Link, life: Life, spec: ArchivistSpec) -> None:
+        self.link, self.life, self.spec = link, life, spec
+        self.subjects = Subjects(spec.prefix)
+        self.stopping = asyncio.Event()
+        self.status = 0
+        self.archive: Archive | None = None
+        self.position = self.head = self.forgotten = 0
+        self.leads = False
+        self.back = asyncio.Event()
+        self.trouble = ""
+        self.jobs: asyncio.Queue[tuple[_Wanted, asyncio.Future[tuple[Report, Mended]]]] = asyncio.Queue(MAX_WAITING)
+
+    async def live(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_reader(self.link.fileno(), self._hear)
+        client = await Client.connect_unless(
+            self.stopping, self.spec.url, name=self.spec.name, credentials=self.spec.credentials
+        )
+        if client is None:
+            return self.status
+        client.on_closed.append(lambda: os._exit(1))
+        client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
+        try:
+            await self._serve(client)
+        except DspexError as error:
+            logger.error("%s cannot serve: %s", self.spec.name, error)
+            self.status = 1
+            await asyncio.sleep(0.5)
+        finally:
+            await client.close()
+        return self.status
+
+    async def _serve(self, client: Client) -> None:
+        self.link.send({"state": "serving"})
+        epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas)
+        await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
+        log = JetStreamLog(client, self.subjects, epoch)
+        service = Service(
+            client, name=f"{self.spec.prefix}-archivist", id=self.spec.name, version=VERSION,
+            description="keeps the archive of the log", data=self._stats,
+            metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
+        )  # fmt: skip
+        service.announce()
+        tasks = [asyncio.create_task(self._lead(client, service, log)), asyncio.create_task(self._look(log))]
+        stop = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        service.stop()
+        for task in (*tasks, stop):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _lead(self, client: Client, service: Service, log: JetStreamLog) -> None:
+        """Hold the lease, and archive until it is lost."""
+        lease = Lease(client, self.subjects, "archivist", self.spec.name)
+        await lease.acquire()
+        self.leads = True
+        service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
+        started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
+        name = aggregate("agent", "archivist", self.spec.name)
+        await record(log, name, [started], source=f"/archivist/{self.spec.name}")
+        working = [asyncio.create_task(self._archive(client, log)), asyncio.create_task(lease.keep())]
+        try:
+            done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+        logger.warning("%s has lost the lease; another archivist leads", self.spec.name)
+        self.status = EXIT_RECYCLE
+
+    # -- archiving
+
+    async def _archive(self, client: Client, log: JetStreamLog) -> None:
+        """Follow the log; when that cannot be, say why and try again, and between tries do what is asked."""
+        aside = await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
+        if aside:
+            logger.warning("%s was the archive of another log; it is kept as %s", self.spec.file, aside.name)
+        while True:
+            working = [asyncio.create_task(self._follow(client, log)), asyncio.create_task(self.jobs.get())]
+            try:
+                await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in working:
+                    task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
+            job = working[1]
+            if not job.cancelled():
+                wanted, answer = job.result()  # type: ignore[misc]
+                await self._work(client, log, wanted, answer)
+
+    async def _follow(self, client: Client, log: JetStreamLog) -> None:
+        """Archive until the log or the file gives trouble; then wait a little."""
+        archive: Archive | None = None
+        try:
+            archive = self.archive = await Archive.open(self.spec.file, epoch=log.epoch, subjects=self.subjects)
+            forgetting = Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot)
+            self.back.clear()
+            await archive.check(log)
+            self.trouble = ""
+            working = [
+                asyncio.create_task(work)
+                for work in (archive.follow(log), forgetting.go_on(), self.back.wait())
+            ]
+            try:
+                done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if self.back.is_set():
+                    return
+            finally:
+                for task in working:
+                    task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
+        except LogError as error:
+            if str(error) != self.trouble:
+                logger.warning("%s archives nothing now: %s", self.spec.name, error)
+            self.trouble = str(error)
+        finally:
+            if archive is not None:
+                self.position = archive.position
+                await archive.close()
+            self.archive = None
+        await asyncio.sleep(LOOK)
+
+    def _forgot(self, count: int) -> None:
+        self.forgotten += count
+
+    async def _look(self, log: JetStreamLog) -> None:
+        while True:
+            try:
+                self.head = await log.head()
+            except LogError as error:
+                logger.debug("the end of the log is not known: %s", error)
+            await asyncio.sleep(LOOK)
+
+    # -- what it is asked
+
+    async def _verify(self, request: Request) -> None:
+        try:
+            wanted = msgspec.json.decode(request.data or b"{}", type=_Wanted)
+        except NOT_JSON as error:
+            raise InvalidInput(f"the request is not understood: {error}") from None
+        answer: asyncio.Future[tuple[Report, Mended]] = asyncio.get_running_loop().create_future()
+        try:
+            self.jobs.put_nowait((wanted, answer))
+        except asyncio.QueueFull:
+            raise Unavailable(f"{MAX_WAITING} verifications wait already; try again") from None
+        try:
+            report, mended = await answer
+        except LogError as error:
+            raise Unavailable(str(error)) from None
+        request.respond(msgspec.json.encode({"report": report, "mended": mended}))
+
+    async def _work(
+        self, client: Client, log: JetStreamLog, wanted: _Wanted, answer: asyncio.Future[tuple[Report, Mended]]
+    ) -> None:
+        """Verify, while nobody writes; and mend, if that is wanted and needed."""
+        try:
+            restored = await streams.restored_to(client, self.subjects)
+            report, mended = await examine(
+                self.spec.file, log, mend=wanted.repair, against_log=wanted.against_log, restored=restored
+            )
+        except (DspexError, OSError) as error:
+            if not answer.done():
+                answer.set_exception(LogError(str(error)))
+        else:
+            if not answer.done():
+                answer.set_result((report, mended))
+
+    # -- what it says
+
+    def _hear(self) -> None:
+        self.link.receive()
+        if not self.link.open:
+            asyncio.get_running_loop().remove_reader(self.link.fileno())
+            self.stopping.set()
+
+    def _stats(self) -> dict[str, Any]:
+        archive = self.archive
+        position = archive.position if archive else self.position
+        return {
+            "agent": self.spec.name, "program": None, "role": "archivist", "pid": os.getpid(), "state": "serving",
+            "restarts": self.life.restarts, "lag": max(0, self.head - position), "position": position,
+            "leads": self.leads, "forgotten": self.forgotten, "file": str(self.spec.file),
+            "trouble": (archive.trouble if archive else "") or self.trouble,
+        }  # fmt: skip

@@ -1,0 +1,177 @@
+"""verify and restore: is the archive what was written, and a log made of it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dspex.console.options import Options, common
+from dspex.console.render import green, print_json, red
+
+if TYPE_CHECKING:
+    from dspex.bus.client import Client
+    from dspex.compose.settings import Settings
+    from dspex.core.subjects import Subjects
+    from dspex.store.verify import Report
+
+    Found = tuple[Report, list[int], list[int]]
+
+__all__ = ["restore", "verify"]
+
+ARCHIVE = "archive.db"
+MAX_SHOWN = 10
+PATIENCE = 3600.0
+
+
+@click.command(short_help="Check an archive, and mend it.")
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--against-log", is_flag=True, help="Also compare every row with the log of the running system.")
+@click.option("--repair", is_flag=True, help="Fetch what is wrong or missing from the log.")
+@common
+def verify(options: Options, file: Path | None, against_log: bool, repair: bool) -> int:
+    """Check every row of an archive against the chain of checksums and the head kept beside it.
+
+    FILE is an archive, by default that of the data folder. Names what is wrong; exit code 1 when something is.
+    --repair and --against-log need the log: of the system that runs, or of the data folder when none does.
+    """
+    from dspex.store.verify import verify as check
+
+    settings = options.settings()
+    own = settings.data / ARCHIVE
+    place = file or own
+    if not (against_log or repair):
+        report = check(place)
+        _show(options, report, [], [])
+        return 0 if report.ok else 1
+    report, fetched, lost = _with_log(options, settings, place, against_log, repair)
+    mended = bool(fetched) and not lost and not against_log
+    _show(options, report, fetched, lost)
+    return 0 if report.ok or mended else 1
+
+
+def _with_log(options: Options, settings: Settings, file: Path, against_log: bool, repair: bool) -> Found:
+    """Verify with the log at hand: of the system that runs, else of the data folder's own server, started for it."""
+    from dspex.bus.server import Server
+    from dspex.compose.folder import Folder
+    from dspex.core.errors import ConnectionFailed
+
+    own = file.absolute() == (settings.data / ARCHIVE).absolute()
+    try:
+        return options.run(_of_system(options, file, own, against_log, repair))
+    except ConnectionFailed as error:
+        if settings.nats or not (settings.data / "server").is_dir():
+            raise ConnectionFailed(f"{error}; --repair and --against-log need the log") from None
+    folder = Folder(settings.data)
+    try:
+        with Server(folder.path / "server", durability="power") as server:
+            return options.run(_of_server(server.url, settings.prefix, file, against_log, repair))
+    finally:
+        folder.close()
+
+
+async def _of_system(options: Options, file: Path, own: bool, against_log: bool, repair: bool) -> Found:
+    """The archivist verifies the file that it writes; any other file is ours to do."""
+    import msgspec
+
+    from dspex.core import headers as h
+    from dspex.core.errors import LogError
+    from dspex.store.verify import Report
+
+    async with options.connect() as caller:
+        if own:
+            wanted = msgspec.json.encode({"against_log": against_log, "repair": repair})
+            reply = await caller.client.request(caller.subjects.archive("verify"), wanted, timeout=PATIENCE)
+            if reply.headers.get(h.ERROR_CODE):
+                raise LogError(reply.headers.get(h.ERROR, "the archivist refused"))
+            if not reply.status:
+                body = msgspec.json.decode(reply.data)
+                return msgspec.convert(body["report"], Report), body["mended"]["fetched"], body["mended"]["lost"]
+        return await _beside(caller.client, caller.subjects, file, against_log, repair)
+
+
+async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repair: bool) -> Found:
+    from dspex.bus.client import Client
+    from dspex.core.subjects import Subjects
+
+    async with await Client.connect(url, name="dspex verify", wait=10.0) as client:
+        return await _beside(client, Subjects(prefix), file, against_log, repair)
+
+
+async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
+    from dspex.bus.streams import ensure_log, restored_to
+    from dspex.store.jetstream import JetStreamLog
+    from dspex.store.mend import examine
+
+    log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
+    restored = await restored_to(client, subjects)
+    report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
+    return report, mended.fetched, mended.lost
+
+
+def _show(options: Options, report: Report, fetched: list[int], lost: list[int]) -> None:
+    import msgspec
+
+    if options.json:
+        said: dict[str, Any] = msgspec.to_builtins(report)
+        first = report.first
+        brief = {"ok": report.ok, "first": msgspec.to_builtins(first) if first else None}
+        print_json({**brief, **said, "fetched": fetched, "lost": lost})
+        return
+    for gap in report.gaps[:MAX_SHOWN]:
+        click.echo(f"gap: positions {gap.first} to {gap.last}: {gap.reason}")
+    for fault in sorted(report.faults, key=lambda fault: fault.position)[:MAX_SHOWN]:
+        click.echo(red(fault.what))
+    if report.bad > MAX_SHOWN:
+        click.echo(f"and {report.bad - MAX_SHOWN:,} more")
+    if report.ok:
+        rows = f"{report.rows:,} rows up to position {report.position:,}"
+        click.echo(f"{green('ok')}  {report.file}: {rows}, none changed")
+    elif lost:
+        click.echo(f"not mended: position {lost[0]} is in the archive no more, and not in the log; nothing was changed")
+    elif fetched:
+        click.echo(f"{green('mended')}  {len(fetched):,} rows were put right from the log; verify again to see")
+
+
+@click.command(short_help="Make a log of an archive again.")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@common
+def restore(options: Options, file: Path) -> int:
+    """Rebuild the log from an archive: the same positions, the same epoch.
+
+    Into the server that --nats names, else into the data folder (--data), where no system may run meanwhile. A log
+    that is there already is never touched.
+    """
+    from dspex.bus.server import Server
+    from dspex.compose.folder import Folder
+    from dspex.compose.settings import load_settings
+
+    settings = load_settings({"nats": options.nats, "data": options.data, "prefix": options.prefix})
+    if not file.exists():
+        raise FileNotFoundError(2, "there is no such archive", str(file))
+    if settings.nats:
+        return options.run(_restore(options, file, settings.nats, settings.prefix, settings.credentials))
+    folder = Folder(settings.data)
+    try:
+        with Server(folder.path / "server", durability="power") as server:
+            return options.run(_restore(options, file, server.url, settings.prefix, None))
+    finally:
+        folder.close()
+
+
+async def _restore(options: Options, file: Path, url: str, prefix: str, credentials: str | None) -> int:
+    from dspex.agents.restoring import restore as rebuild
+    from dspex.bus.client import Client
+    from dspex.core.subjects import Subjects
+
+    client = await Client.connect(url, name="dspex restore", credentials=credentials)
+    try:
+        last = await rebuild(file, client, Subjects(prefix))
+    finally:
+        await client.close()
+    if options.json:
+        print_json({"restored": str(file), "position": last})
+    else:
+        click.echo(f"{green('restored')}  the log up to position {last:,}; start its system with `dspex up`")
+    return 0
