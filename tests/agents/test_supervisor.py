@@ -69,9 +69,13 @@ class Family:
 
     def end(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(10)
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join(30)
         assert self.process.stdout and self.process.stderr
         self.process.stdout.close()
         self.process.stderr.close()
