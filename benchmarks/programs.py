@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from dspex import Program, Schema
 
 
@@ -16,4 +18,14 @@ class Echo(Program):
         text: str
 
     async def predict(self, input: Input) -> Output:
+        return self.Output(text=input.text)
+
+
+class Nap(Echo):
+    """Give back what came, after a while."""
+
+    name = "nap"
+
+    async def predict(self, input: Echo.Input) -> Echo.Output:
+        await asyncio.sleep(2.0)
         return self.Output(text=input.text)

@@ -23,7 +23,7 @@ from typing import Any
 
 import nats
 import uvloop
-from programs import Echo
+from programs import Echo, Nap
 
 from dspex import System
 from dspex.bus.client import Client
@@ -256,7 +256,8 @@ def bench_life(rounds: int, agents: int, say: Callable[..., None]) -> dict[str, 
 
 
 async def life(rounds: int, agents: int, say: Callable[..., None]) -> dict[str, Any]:
-    restarts, moved, cold = [], [], []
+    restarts: list[float] = []
+    cold: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             started = time.perf_counter()
@@ -278,11 +279,12 @@ async def life(rounds: int, agents: int, say: Callable[..., None]) -> dict[str, 
             pids = [p["pid"] for p in await system.aprocesses() if p["program"]]
             assert len(pids) == agents
             memory = [pss(pid) for pid in pids]
-    del moved
+    moved = await takeover_times(rounds)
     figures = {
         "system_start_ms": median(cold),
         "fork_to_serving_ms": born,
         "restart_after_kill_ms": median(restarts),
+        "takeover_after_kill_ms": {"p50": median(moved), "max": max(moved)},
         "agents": agents,
         "agents_start_s": many,
         "agents_pss_mib": sum(memory) / 2**20,
@@ -291,10 +293,33 @@ async def life(rounds: int, agents: int, say: Callable[..., None]) -> dict[str, 
     say(f"\nsystem, from nothing to serving                     {figures['system_start_ms']:>8.0f} ms")
     say(f"agent, from fork to serving                         {born:>8.0f} ms")
     say(f"agent, from kill -9 to its successor serving        {figures['restart_after_kill_ms']:>8.0f} ms")
+    say(f"its tasks, from kill -9 to claimed by another       {median(moved):>8.0f} ms, at most {max(moved):.0f} ms")
     say(f"{agents} agents, from nothing to all serving              {many:>8.2f} s")
     each, all_of_them = figures["agent_pss_mib"], figures["agents_pss_mib"]
     say(f"{agents} agents, memory (PSS): all {all_of_them:.0f} MiB, each {each:.1f} MiB")
     return figures
+
+
+async def takeover_times(rounds: int) -> list[float]:
+    """Milliseconds from SIGKILL of an agent to the claim of each task it held by another, by the times in the log."""
+    found: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            async with System(Nap, agents=2, data=folder, durability="process") as system:
+                tasks = [await system.asubmit(text=str(number)) for number in range(20)]
+                await asyncio.sleep(0.2)
+                victim = next(process for process in await system.aprocesses() if process["program"])
+                killed = time.time()
+                os.kill(victim["pid"], signal.SIGKILL)
+                for task in tasks:
+                    await system.aresult(task)
+                    again = [
+                        event
+                        for event in await system.aevents(task)
+                        if event["type"] == "TaskClaimed" and event["data"]["attempt"] > 1
+                    ]
+                    found += [(from_rfc3339(event["time"]) - killed) * 1e3 for event in again]
+    return found
 
 
 async def restart_time(caller: Caller) -> float:
