@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import logging
 import os
-import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,8 @@ import uvloop
 
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
-from dspex.agents.link import Link, beat
+from dspex.agents.link import Link
+from dspex.agents.process import GRACE, live
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
@@ -36,7 +36,6 @@ __all__ = ["AgentSpec", "agent_main", "code_of", "registration"]
 
 logger = logging.getLogger("dspex.agents")
 
-GRACE = 8.0
 """Seconds that running tasks get to end; the supervisor gives a little more before it kills."""
 AGAIN = 1.0
 VERSION = "0.1.0"
@@ -97,25 +96,12 @@ class _Agent:
         self.registering: asyncio.Task[None] | None = None
 
     async def live(self) -> int:
-        loop = asyncio.get_running_loop()
-        loop.set_task_factory(branching)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, "told to stop")
-        loop.add_reader(self.link.fileno(), self._hear)
-        client = await Client.connect_unless(
-            self.stopping, self.spec.url, name=self.spec.name, credentials=self.spec.credentials
-        )
-        if client is None:
-            return self.status
-        client.on_closed.append(lambda: os._exit(1))
-        self.client = client
-        try:
-            return await self._serve(client)
-        except DspexError as error:
-            logger.error("%s cannot serve: %s", self.spec.name, error)
-            return 1
-        finally:
-            await client.close()
+        asyncio.get_running_loop().set_task_factory(branching)
+        spec = self.spec
+        return await live(
+            self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
+            stop=lambda why, grace: self.stop(why, grace=grace), hear=lambda messages: None,
+        )  # fmt: skip
 
     def stop(self, why: str, status: int = 0, grace: float = GRACE) -> None:
         if not self.stopping.is_set():
@@ -151,9 +137,7 @@ class _Agent:
         self._say("serving")
         started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
         await self._record(log, started)
-        beating = asyncio.create_task(beat(self.link), name="dspex-beat")
         await self.stopping.wait()
-        beating.cancel()
         self._say("draining")
         service.stop()
         await worker.drain(self.grace)
@@ -222,12 +206,6 @@ class _Agent:
     def _say(self, state: str) -> None:
         self.state = state
         self.link.send({"state": state})
-
-    def _hear(self) -> None:
-        self.link.receive()
-        if not self.link.open:
-            asyncio.get_running_loop().remove_reader(self.link.fileno())
-            self.stop("the supervisor is gone", grace=0.5)
 
     def _stats(self) -> dict[str, Any]:
         worker = self.worker

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import uvloop
 from dspex.agents.bounds import Bounds
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.process import live, work_until
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
 from dspex.bus import streams
@@ -86,28 +86,14 @@ class _Archivist:
         self.jobs: asyncio.Queue[tuple[_Wanted, asyncio.Future[tuple[Report, Mended]]]] = asyncio.Queue(MAX_WAITING)
 
     async def live(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
-        loop.add_reader(self.link.fileno(), self._hear)
-        client = await Client.connect_unless(
-            self.stopping, self.spec.url, name=self.spec.name, credentials=self.spec.credentials
-        )
-        if client is None:
-            return self.status
-        client.on_closed.append(lambda: os._exit(1))
-        client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
-        try:
-            await self._serve(client)
-        except DspexError as error:
-            logger.error("%s cannot serve: %s", self.spec.name, error)
-            self.status = 1
-            await asyncio.sleep(0.5)
-        finally:
-            await client.close()
-        return self.status
+        spec = self.spec
+        return await live(
+            self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
+            stop=lambda why, grace: self.stopping.set(), hear=lambda messages: None,
+        )  # fmt: skip
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: Client) -> int:
+        client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
         epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas)
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
@@ -118,15 +104,11 @@ class _Archivist:
             metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
         )  # fmt: skip
         service.announce()
-        tasks = [asyncio.create_task(self._lead(client, service, log)), asyncio.create_task(self._look(log))]
-        stop = asyncio.create_task(self.stopping.wait())
-        done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
-        service.stop()
-        for task in (*tasks, stop):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
+        try:
+            await work_until(self.stopping, self._lead(client, service, log), self._look(log))
+        finally:
+            service.stop()
+        return self.status
 
     async def _lead(self, client: Client, service: Service, log: JetStreamLog) -> None:
         """Hold the lease, and archive until it is lost."""
@@ -249,12 +231,6 @@ class _Archivist:
                 answer.set_result((report, mended))
 
     # -- what it says
-
-    def _hear(self) -> None:
-        self.link.receive()
-        if not self.link.open:
-            asyncio.get_running_loop().remove_reader(self.link.fileno())
-            self.stopping.set()
 
     def _stats(self) -> dict[str, Any]:
         archive = self.archive

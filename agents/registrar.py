@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,8 @@ import msgspec
 import uvloop
 
 from dspex.agents.journal import events_for, head_of, record
-from dspex.agents.link import Link, beat
+from dspex.agents.link import Link
+from dspex.agents.process import live, work_until
 from dspex.agents.reader import Reader
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
 from dspex.bus import streams
@@ -26,7 +26,7 @@ from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
-from dspex.core.errors import Conflict, DspexError, InvalidInput, LogError, Unavailable
+from dspex.core.errors import Conflict, InvalidInput, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects, aggregate, valid_token
@@ -76,27 +76,13 @@ class _Registrar:
         self.waiting: asyncio.Queue[tuple[_Registration, Request]] = asyncio.Queue(MAX_WAITING)
 
     async def live(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
-        loop.add_reader(self.link.fileno(), self._hear)
-        client = await Client.connect_unless(
-            self.stopping, self.spec.url, name=self.spec.name, credentials=self.spec.credentials
-        )
-        if client is None:
-            return self.status
-        client.on_closed.append(lambda: os._exit(1))
-        try:
-            await self._serve(client)
-        except DspexError as error:
-            logger.error("%s cannot serve: %s", self.spec.name, error)
-            self.status = 1
-            await asyncio.sleep(0.5)
-        finally:
-            await client.close()
-        return self.status
+        spec = self.spec
+        return await live(
+            self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
+            stop=lambda why, grace: self.stopping.set(), hear=self._hear,
+        )  # fmt: skip
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, client: Client) -> int:
         subjects = self.subjects
         epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
         self.restored = await streams.restored_to(client, subjects)
@@ -110,15 +96,9 @@ class _Registrar:
         )  # fmt: skip
         Reader(client, log, subjects, service)
         service.announce()
-        tasks = [asyncio.create_task(work) for work in (self._lead(client, service), self._speak(), beat(self.link))]
-        stop = asyncio.create_task(self.stopping.wait())
-        done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        await work_until(self.stopping, self._lead(client, service), self._speak())
         service.stop()
-        for task in (*tasks, stop):
-            task.cancel()
-        await asyncio.wait([*tasks, stop], timeout=2.0)
-        for task in done:
-            task.result()
+        return self.status
 
     # -- the registry
 
@@ -232,17 +212,14 @@ class _Registrar:
 
     # -- the supervisor's voice
 
-    def _hear(self) -> None:
-        for message in self.link.receive():
+    def _hear(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
             if "processes" in message:
                 self.processes = message["processes"]
             for notice in message.get("notices", ()):
                 if notice["notice"] > self.noticed and not self.notices.full():
                     self.noticed = notice["notice"]
                     self.notices.put_nowait(notice)
-        if not self.link.open:
-            asyncio.get_running_loop().remove_reader(self.link.fileno())
-            self.stopping.set()
 
     async def _speak(self) -> None:
         """Write the deaths that the supervisor saw into the log, each once."""

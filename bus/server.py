@@ -135,6 +135,8 @@ class Server:
         """In a process forked from ours: let go of the folder, which must not be held when our parent gives it back."""
         if self._lock is not None:
             os.close(self._lock)
+        if self.process is not None:
+            self.process.returncode = 0  # it is our parent's to wait for
         self._lock = self.process = None
 
     def kill(self) -> None:

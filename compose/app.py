@@ -56,12 +56,14 @@ def _module(path: Path) -> ModuleType:
     except DspexError as error:
         raise ConfigurationError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"{path}{_line(error, resolved)}: {type(error).__name__}: {error}") from error
+        # A syntax error's own text names the line once more; one in an imported file has to name that file.
+        said = error.msg if isinstance(error, SyntaxError) and error.filename == str(resolved) else error
+        raise ConfigurationError(f"{path}{_line(error, resolved)}: {type(error).__name__}: {said}") from error
     return module
 
 
 def _line(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename == str(path):
         return f":{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f":{lines[-1]}" if lines else ""

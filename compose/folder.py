@@ -20,6 +20,8 @@ logger = logging.getLogger("dspex.compose")
 
 PATIENCE = 10.0
 """Seconds that the processes of a system whose root was killed get to end."""
+DYING = 0.25
+"""Seconds that a process which was just killed takes until it is seen to be dead."""
 
 
 class Folder:
@@ -32,7 +34,7 @@ class Folder:
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigurationError(
-                f"the data folder {data} cannot be used ({error.strerror}); choose another with --data"
+                f"the data folder {data} cannot be used ({error.strerror}); choose another (--data, in Python data=)"
             ) from None
         try:
             self._take_lock(data)
@@ -60,7 +62,7 @@ class Folder:
 
     def _take_lock(self, data: Path) -> None:
         """Lock the folder. The children of a system whose root was killed hold it until they end, within seconds."""
-        until = time.monotonic() + PATIENCE
+        started = time.monotonic()
         said = False
         while True:
             try:
@@ -68,12 +70,13 @@ class Folder:
                 return
             except OSError:
                 holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
-            if time.monotonic() > until or _runs(holder):
+            waited = time.monotonic() - started
+            if waited > (DYING if _runs(holder) else PATIENCE):
                 raise ConfigurationError(
                     f"another dspex (process {holder or 'unknown'}) uses the data folder {data}; "
-                    "stop it, or choose another with --data"
+                    "stop it, or choose another (--data, in Python data=)"
                 ) from None
-            if not said:
+            if not said and not _runs(holder):
                 logger.warning("process %s, which used %s, was killed; waiting for what it left to end", holder, data)
                 said = True
             time.sleep(0.05)

@@ -27,7 +27,7 @@ from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supe
 from dspex.bus.server import Server
 from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
-from dspex.core.errors import DspexError
+from dspex.core.errors import ConfigurationError, DspexError
 from dspex.core.program import Program
 
 __all__ = ["Plan", "SystemSpec", "run_root"]
@@ -37,10 +37,12 @@ SUPERVISOR, REGISTRAR, ARCHIVIST, SERVER = "supervisor", "registrar", "archivist
 
 @dataclass(frozen=True)
 class Plan:
-    """A program to serve: `app` is loaded in the supervisor, unless `program` is given; `agents` serve each."""
+    """A program to serve: `app` is loaded in the supervisor, unless `program` is given; `agents` serve each. Of
+    several programs in `app` all are served, or the one called `name`."""
 
     app: str = ""
     agents: int = 1
+    name: str = ""
     program: type[Program] | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -186,7 +188,14 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
 
 def _programs(plan: Plan) -> list[type[Program]]:
-    return [plan.program] if plan.program else load_app(plan.app)
+    if plan.program:
+        return [plan.program]
+    found = load_app(plan.app)
+    named = [program for program in found if plan.name in ("", program.name)]
+    if not named:
+        have = ", ".join(program.name for program in found)
+        raise ConfigurationError(f"[programs.{plan.name}]: {plan.app} has no program {plan.name}; it has {have}")
+    return named
 
 
 def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def load_settings(
         source = origin.get(str(first["loc"][0]), str(path))
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(f"{source}: {where} is not a setting of this version") from None
+        if first["type"] == "missing":
+            raise ConfigurationError(f"{source}: {where} is missing") from None
         raise ConfigurationError(f"{source}: {where} = {first['input']!r}: {first['msg'].lower()}") from None
 
 

@@ -41,6 +41,7 @@ def verify(options: Options, file: Path | None, against_log: bool, repair: bool)
     settings = options.settings()
     own = settings.data / ARCHIVE
     place = file or own
+    _refuse_export(place)
     if not (against_log or repair):
         report = check(place)
         _show(options, report, [], [])
@@ -49,6 +50,22 @@ def verify(options: Options, file: Path | None, against_log: bool, repair: bool)
     mended = bool(fetched) and not lost and not against_log
     _show(options, report, fetched, lost)
     return 0 if report.ok or mended else 1
+
+
+def _refuse_export(file: Path) -> None:
+    """Raise UsageError for what `dspex export` wrote: a log, which has no checksums to verify."""
+    import sqlite3
+    from contextlib import closing
+
+    if not file.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(log)")}
+    except sqlite3.Error:
+        return  # damaged: verifying it says how
+    if columns and "chain" not in columns:
+        raise click.UsageError(f"{file} is an export, or another SQLite log, and no archive; it has no checksums")
 
 
 def _with_log(options: Options, settings: Settings, file: Path, against_log: bool, repair: bool) -> Found:

@@ -14,7 +14,8 @@ __all__ = ["BODY_HELP", "body_of", "example_of", "is_id", "lines_of", "loosely",
 
 BODY_HELP = """\b
 The body is one of
-  fields       question="What is a log?" passages=3
+  fields       question="What is a log?" passages=3 code='"42"'
+               (a value that is JSON counts as it: "42" in quotes is text)
   JSON         '{"question": "What is a log?"}'
   a file       @question.json
   the input    -

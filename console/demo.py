@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -233,7 +234,8 @@ class _Demo:
     def _processes(self, processes: list[dict[str, Any]], started: float) -> None:
         names = [f"{p['program'] or p['role']} {p['pid']}" for p in processes]
         self.say(f"{len(processes)} processes serve after {started:.1f} s, each known to the one above it:")
-        self.say(dim(", ".join(names)))
+        for line in textwrap.wrap(", ".join(names), 76, break_on_hyphens=False):
+            self.say(dim(line))
 
     def _farewell(self, system: Running, figures: dict[str, Any]) -> None:
         if self.as_json:

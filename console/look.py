@@ -124,6 +124,9 @@ def _end(state: TaskState) -> str:
         return f"the same as task {state.of}"
     if state.error:
         return f"{state.code} {state.error}: {state.message}"
+    if state.status == "sleeping":  # nobody holds it meanwhile
+        signals = sorted({wait.signal for wait in state.waits if wait.signal})
+        return clean(f"waits for the signal {' or '.join(signals)}" if signals else "waits for a time")
     return f"held by {state.agent}" if state.agent else ""
 
 

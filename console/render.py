@@ -13,8 +13,8 @@ from typing import IO, Any
 import click
 
 __all__ = [
-    "EventLines", "bold", "clean", "clock", "compact", "dim", "duration", "gist", "green", "is_terminal", "paint",
-    "print_fields", "print_json", "print_table", "red", "shorten", "who", "yellow",
+    "EventLines", "bold", "clean", "clock", "compact", "dim", "duration", "gist", "green", "has_styles", "is_terminal",
+    "paint", "print_fields", "print_json", "print_table", "red", "shorten", "who", "yellow",
 ]  # fmt: skip
 
 WHOLE = 2000
@@ -34,9 +34,12 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
 
 def paint(text: str, *, stream: IO[str] | None = None, **style: Any) -> str:
     """`text` in a style, unless nobody sees it or NO_COLOR is set."""
-    if not style or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
-        return text
-    return click.style(text, **style)
+    return click.style(text, **style) if style and has_styles(stream) else text
+
+
+def has_styles(stream: IO[str] | None = None) -> bool:
+    """Whether colours and dimmed text are seen."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def bold(text: str) -> str:
@@ -195,10 +198,10 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['key']} → {gave}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
-            until = f"until {clock(data['until'])}" if data.get("until") else ""
+            until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""
             return clean(f"at {data['key']} {signal} {until}")
         case "TaskRetried":
-            return clean(f"retry {data['retry']} at {clock(data['until'])}, {data['type']}: {data['message']}")
+            return clean(f"retry {data['retry']} at {clock(data['until'], event['time'])}, {data['type']}: {data['message']}")
         case "SignalReceived":
             return f"{clean(data['name'])} {compact(data['value'])}"
         case "TaskFailed":
@@ -215,7 +218,8 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"key {data['key']} is task {data['task']}")
         case "ProgramRegistered":
             variables = data.get("variables", {}).get("variables", {})
-            return clean(f"{data['program']}, {len(variables)} variables, from {data.get('app') or 'a class'}")
+            count = f"{len(variables)} variable{'' if len(variables) == 1 else 's'}"
+            return clean(f"{data['program']}, {count}, from {data.get('app') or 'a class'}")
         case "AgentStarted":
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":
@@ -224,11 +228,13 @@ def gist(event: dict[str, Any]) -> str:
             return compact(data)
 
 
-def clock(seconds: float) -> str:
-    """A time of day in UTC."""
+def clock(seconds: float, beside: str) -> str:
+    """A time of day in UTC, with its date unless it is on the day of `beside`, a time as the log has it."""
     from datetime import datetime
 
-    return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S} UTC"
+    when = datetime.fromtimestamp(seconds, UTC)
+    day = "" if f"{when:%Y-%m-%d}" == beside[:10] else f"{when:%Y-%m-%d} "
+    return f"{day}{when:%H:%M:%S} UTC"
 
 
 def _fields(body: object) -> str:

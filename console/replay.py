@@ -12,7 +12,18 @@ import click
 from dspex.console.history import state_of
 from dspex.console.options import Options, common
 from dspex.console.programs import program_names
-from dspex.console.render import EventLines, bold, clean, compact, duration, green, print_fields, print_json, yellow
+from dspex.console.render import (
+    EventLines,
+    bold,
+    clean,
+    compact,
+    duration,
+    green,
+    has_styles,
+    print_fields,
+    print_json,
+    yellow,
+)
 from dspex.console.sources import code_of, log_option, opened, settings_of, time_of
 
 if TYPE_CHECKING:
@@ -185,6 +196,8 @@ def _show_events(story: Story, cut: Story) -> None:
     kept = {(event.aggregate, event.version) for event in cut.events}
     for shown in story.shown:
         later = shown["aggregate"].startswith("task.") and (shown["aggregate"], shown["version"]) not in kept
+        if later and not has_styles():
+            continue  # nothing would tell it from what had happened then
         lines.show(shown, faded=later)
     click.echo()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dspex.console.history import state_of
-from dspex.console.render import bold, compact, dim, duration, is_terminal, print_fields, print_json
+from dspex.console.render import bold, clock, compact, dim, duration, is_terminal, print_fields, print_json
 
 if TYPE_CHECKING:
     from dspex.compose.story import Story
@@ -113,7 +113,10 @@ def _show(about: dict[str, Any], story: Story) -> None:
         fields.append(("place", about["place"]))
     if about["input"] is not None:
         fields.append(("in", compact(about["input"])))
-    if about["output"] is not None:
+    if about["type"] == "TaskSleeping":
+        if about["output"]:
+            fields.append(("until", clock(about["output"], about["time"])))
+    elif about["output"] is not None:
         fields.append(("out", compact(about["output"])))
     if (about["seconds"] or 0) >= 1e-4:
         fields.append(("took", duration(about["seconds"])))

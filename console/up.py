@@ -7,6 +7,7 @@ plain lines.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import click
 
 from dspex.console.bodies import example_of
 from dspex.console.options import Options, common
-from dspex.console.render import bold, clean, dim, green, print_json, red, yellow
+from dspex.console.render import bold, clean, dim, green, print_json, red, shorten, yellow
 
 if TYPE_CHECKING:
     from dspex.compose.root import Plan
@@ -84,7 +85,9 @@ def _plans(
             raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
-    plans = [Plan(str(folder / program.app), agents or program.agents) for program in settings.programs.values()]
+    plans = [
+        Plan(str(folder / program.app), agents or program.agents, name) for name, program in settings.programs.items()
+    ]
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
         raise ConfigurationError(
@@ -157,10 +160,7 @@ class _Teller:
             print_json({"ready": True, "nats": url, "console": None, "data": data})
             return
         click.echo(f"{green('ready')} in {time.monotonic() - self.started:.1f} s\n")
-        for program in self.programs:
-            number = program["agents"]
-            agents = "1 agent" if number == 1 else f"{number} agents"
-            click.echo(f"  {bold(program['program'])}  {clean(program['doc'])}  {dim(agents)}")
+        self._say_programs()
         click.echo(f"\n  nats   {url}\n  data   {data}\n")
         click.echo("Try, in another terminal:\n")
         flag = data_flag(self.settings.data)
@@ -171,6 +171,16 @@ class _Teller:
         click.echo(f"  dspex events --follow{flag}\n")
         click.echo(dim("Ctrl-C drains the agents and stops."))
         sys.stdout.flush()
+
+
+    def _say_programs(self) -> None:
+        """A line for each program, cut where 80 columns or the terminal end."""
+        counts = [f"{it['agents']} agent{'' if it['agents'] == 1 else 's'}" for it in self.programs]
+        wide, most = max(len(it["program"]) for it in self.programs), max(map(len, counts))
+        room = max(shutil.get_terminal_size().columns - wide - most - 6, 16)
+        for program, count in zip(self.programs, counts, strict=True):
+            name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
+            click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
 
 
 def data_flag(data: Path) -> str:

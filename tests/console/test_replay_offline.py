@@ -56,6 +56,9 @@ def test_the_state_at_every_version_and_at_a_time(task: str) -> None:
     middle = states[1]["events"][-1]["time"]
     then = dspex("replay", task, "--log", SHOP, "--at", middle, "--json").json
     assert then["version"] == 4
+    piped = dspex("replay", task, "--log", SHOP, "--to", "4").out
+    assert piped.count("EffectRecorded") == 3, "what came later would look like what was there then"
+    assert "TaskCompleted" not in piped
     late = dspex("replay", task, "--log", SHOP, "--to", "15")
     assert (late.code, "versions 0 to 14" in late.err) == (2, True)
     early = dspex("replay", task, "--log", SHOP, "--at", "2020-01-01")

@@ -46,7 +46,8 @@ def test_one_line_of_json_then_nothing_and_sigterm_drains(shell: Shell, up: Up) 
     assert told == {"ready": True, "nats": told["nats"], "console": None, "data": str(shell.folder / ".dspex")}
     assert shell("ask", "echo", "text=a").json["output"]["text"] == "aa"
     assert stop(process)[:2] == (0, "")
-    assert shell("ps").code == 3, "nothing is left, and the folder says so"
+    gone = shell("ps")
+    assert (gone.code, "no system runs in .dspex, and no NATS server answers" in gone.err) == (3, True)
 
 
 def test_the_summary_names_programs_and_lines_that_work(shell: Shell) -> None:
@@ -76,6 +77,33 @@ def test_programs_from_a_settings_file(shell: Shell, up: Up) -> None:
     up()
     served = [row["program"] for row in shell("ps", "--json").lines if row["program"]]
     assert sorted(served) == ["echo", "echo", "other"]
+
+
+def test_a_table_serves_the_program_of_its_name_and_no_other(shell: Shell, up: Up) -> None:
+    both = PROGRAM + PROGRAM.replace("class Echo", "class Other")
+    (shell.folder / "both.py").write_text(both)
+    (shell.folder / "wrong.toml").write_text('[programs.eco]\napp = "both.py"\n')
+    ran = shell("up", "wrong.toml")
+    assert (ran.code, "[programs.eco]: both.py has no program eco; it has echo, other" in ran.err) == (2, True)
+    (shell.folder / "dspex.toml").write_text('[programs.other]\napp = "both.py"\n')
+    up()
+    assert [row["program"] for row in shell("ps", "--json").lines if row["program"]] == ["other"]
+
+
+def test_the_programs_stand_in_columns_that_fit_80(shell: Shell) -> None:
+    long = PROGRAM.replace("class Echo", "class LongName").replace("Say it again.", "Say it again and again. " * 9)
+    (shell.folder / "both.py").write_text(PROGRAM + long)
+    process = shell.start("up", "both.py")
+    assert process.stdout is not None
+    lines = []
+    while not lines or "Ctrl-C" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    stop(process)
+    first, second = (line.rstrip() for line in lines if " 1 agent " in line)
+    assert first == "  echo      1 agent  Say it again."
+    assert second.startswith("  longname  1 agent  Say it again and again.")
+    assert (len(second) <= 80, second[-1]) == (True, "…")
 
 
 def test_a_taken_port_means_the_next_one_said_aloud(shell: Shell, up: Up) -> None:

@@ -1,0 +1,96 @@
+"""Settings: which one wins, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dspex.compose.settings import DEFAULT_URL, Settings, find_server, load_settings
+from dspex.core.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and no context of the nats command line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("NATS_CONTEXT", raising=False)
+    return tmp_path
+
+
+def load(environment: dict[str, str] | None = None, **flags: object) -> Settings:
+    return load_settings(flags, environment=environment or {})
+
+
+def test_without_anything_the_defaults() -> None:
+    settings = load()
+    assert (settings.data, settings.nats, settings.durability, settings.agents) == (Path(".dspex"), None, "power", 1)
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(here: Path) -> None:
+    assert load().prefix == "dspex"
+    (here / "dspex.toml").write_text('prefix = "file"\nagents = 3\n')
+    assert load().prefix == "file"
+    assert load({"DSPEX_PREFIX": "env"}).prefix == "env"
+    assert load({"DSPEX_PREFIX": "env"}, prefix="flag").prefix == "flag"
+    assert load({"DSPEX_PREFIX": ""}, prefix=None).prefix == "file"
+    assert load().agents == 3
+
+
+def test_programs_are_named_in_the_file(here: Path) -> None:
+    (here / "dspex.toml").write_text('[programs.qa]\napp = "qa.py:QA"\nagents = 2\n')
+    assert load().programs["qa"].agents == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ('colour = "red"', "colour is not a setting"), ("agents = 0", "agents = 0"), ('durability = "some"', "durability"),
+        ("[programs.qa]\nagents = 2", "programs.qa.app is missing"), ("agents = ", "dspex.toml"), ('prefix = "A B"', "prefix"),
+        ('[programs.qa]\napp = "x"\ncolour = 1', "programs.qa.colour is not a setting"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_one_sentence_that_names_it(here: Path, file: str, words: str) -> None:
+    (here / "dspex.toml").write_text(file)
+    with pytest.raises(ConfigurationError) as refused:
+        load()
+    assert words in str(refused.value) and "dspex.toml" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_mistake_says_where_it_came_from() -> None:
+    with pytest.raises(ConfigurationError, match="DSPEX_AGENTS: agents = 'many'"):
+        load({"DSPEX_AGENTS": "many"})
+    with pytest.raises(ConfigurationError, match="--agents: agents = 0"):
+        load(agents=0)
+
+
+def test_a_file_that_was_named_has_to_be_there(here: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no file"):
+        load_settings({}, file=here / "other.toml", environment={})
+
+
+def test_a_command_finds_the_server_that_is_named_then_the_one_that_is_here(here: Path) -> None:
+    assert find_server(load()) == (DEFAULT_URL, "dspex")
+    (here / "config" / "nats" / "context").mkdir(parents=True)
+    (here / "config" / "nats" / "context.txt").write_text("mine\n")
+    (here / "config" / "nats" / "context" / "mine.json").write_text(json.dumps({"url": "nats://context:4222"}))
+    assert find_server(load())[0] == "nats://context:4222"
+    (here / ".dspex").mkdir()
+    note = {"nats": "nats://127.0.0.1:23456", "pid": 1, "prefix": "other"}
+    (here / ".dspex" / "system.json").write_text(json.dumps(note))
+    assert find_server(load()) == ("nats://127.0.0.1:23456", "other")
+    assert find_server(load({"NATS_URL": "nats://env:4222"}))[0] == "nats://env:4222"
+    assert find_server(load({"NATS_URL": "nats://env:4222"}, nats="nats://flag:4222"))[0] == "nats://flag:4222"
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\xff", b"[]", b"{}", b'{"url": 5}', b"null"])
+def test_a_context_or_a_note_that_is_rubbish_is_passed_over(here: Path, rubbish: bytes) -> None:
+    (here / ".dspex").mkdir()
+    (here / ".dspex" / "system.json").write_bytes(rubbish)
+    (here / "config" / "nats" / "context").mkdir(parents=True)
+    (here / "config" / "nats" / "context.txt").write_text("mine")
+    (here / "config" / "nats" / "context" / "mine.json").write_bytes(rubbish)
+    url, prefix = find_server(load())
+    assert url in (DEFAULT_URL, "5") and prefix == "dspex"

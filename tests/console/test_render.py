@@ -1,0 +1,29 @@
+"""What single values look like."""
+
+from __future__ import annotations
+
+from dspex.console.look import _end
+from dspex.console.render import clock, gist
+from dspex.core.events import TaskSleeping
+from dspex.core.task import TaskState
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    noon = "2026-11-23T12:00:00.000000Z"
+    assert clock(1795435200.0 + 60, noon) == "12:00:00 UTC"
+    assert clock(1795435200.0 + 60 + 86_400, noon) == "2026-11-24 12:00:00 UTC"
+    data = {"key": "order.signal.yes#0", "signal": "yes", "until": 1795435200.0 + 60 + 86_400}
+    said = gist({"type": "TaskSleeping", "time": noon, "data": data})
+    assert said == "at order.signal.yes#0 for the signal yes until 2026-11-24 12:00:00 UTC"
+
+
+def test_a_sleeping_task_is_not_said_to_be_held() -> None:
+    asks = TaskSleeping(key="a.signal.yes#0", until=0.0, signal="yes")
+    assert _end(TaskState(status="sleeping", agent="a-1", waits=(asks,))) == "waits for the signal yes"
+    assert _end(TaskState(status="sleeping", agent="a-1")) == "waits for a time"
+    assert _end(TaskState(status="running", agent="a-1")) == "held by a-1"
+
+
+def test_one_variable_is_not_many() -> None:
+    data = {"program": "qa", "variables": {"variables": {"letters": {}}}, "app": "qa.py"}
+    assert gist({"type": "ProgramRegistered", "time": "", "data": data}) == "qa, 1 variable, from qa.py"
