@@ -109,7 +109,7 @@ class _Agent:
             self.stopping.set()
 
     async def _serve(self, client: Client) -> int:
-        spec, subjects = self.spec, self.subjects
+        spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)

@@ -165,7 +165,7 @@ class _Demo:
         jobs = _jobs(parts)
         half = len(jobs) // 2
         counts = ", ".join(f"{sum(job.part is part for job in jobs)} {_things(part)}" for part in parts)
-        self.chapter("Give it work", f"{counts}, submitted like any NATS client would")
+        self.chapter("Give it work", f"{counts}, as any NATS client would")
         victim = next(p for p in await caller.processes() if p["program"] == parts[0].name)
         with Progress({part.name: sum(job.part is part for job in jobs) for part in parts}, self.as_json) as progress:
 

@@ -201,7 +201,8 @@ def gist(event: dict[str, Any]) -> str:
             until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""
             return clean(f"at {data['key']} {signal} {until}")
         case "TaskRetried":
-            return clean(f"retry {data['retry']} at {clock(data['until'], event['time'])}, {data['type']}: {data['message']}")
+            when = clock(data["until"], event["time"])
+            return clean(f"retry {data['retry']} at {when}, {data['type']}: {data['message']}")
         case "SignalReceived":
             return f"{clean(data['name'])} {compact(data['value'])}"
         case "TaskFailed":

@@ -195,7 +195,10 @@ def _show_events(story: Story, cut: Story) -> None:
     lines = EventLines()
     kept = {(event.aggregate, event.version) for event in cut.events}
     for shown in story.shown:
-        later = shown["aggregate"].startswith("task.") and (shown["aggregate"], shown["version"]) not in kept
+        if shown["aggregate"].startswith("task."):
+            later = (shown["aggregate"], shown["version"]) not in kept
+        else:  # a signal, a score
+            later = cut is not story and shown["position"] > cut.events[-1].position
         if later and not has_styles():
             continue  # nothing would tell it from what had happened then
         lines.show(shown, faded=later)

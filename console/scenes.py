@@ -67,9 +67,10 @@ import {{ connect }} from "@nats-io/transport-node";
 import {{ jetstream }} from "@nats-io/jetstream";
 const nc = await connect({{ servers: "{url}" }});
 const body = JSON.stringify({{ question: "{question}" }});
-const reply = await nc.request("dspex.ask.qabot", body, {{ timeout: 10000 }});
+const wait = {{ timeout: 30000 }};
+const reply = await nc.request("dspex.ask.qabot", body, wait);
 console.log(reply.json());
 const {{ seq }} = await jetstream(nc).publish("dspex.task.qabot", body);
-const result = await nc.request("dspex.result.qabot", `${{seq}}`, {{ timeout: 30000 }});
+const result = await nc.request("dspex.result.qabot", `${{seq}}`, wait);
 console.log(seq, result.json());
 await nc.drain();"""

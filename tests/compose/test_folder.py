@@ -84,5 +84,5 @@ def test_it_waits_for_the_orphans_of_a_killed_system(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["/proc/dspex", "/dev/null/dspex"])
 def test_a_place_that_cannot_be_a_folder_is_refused(place: str) -> None:
-    with pytest.raises(ConfigurationError, match="choose another with --data"):
+    with pytest.raises(ConfigurationError, match="choose another"):
         Folder(Path(place))

@@ -10,9 +10,9 @@ from dspex.core.task import TaskState
 
 def test_a_time_of_another_day_has_its_date() -> None:
     noon = "2026-11-23T12:00:00.000000Z"
-    assert clock(1795435200.0 + 60, noon) == "12:00:00 UTC"
-    assert clock(1795435200.0 + 60 + 86_400, noon) == "2026-11-24 12:00:00 UTC"
-    data = {"key": "order.signal.yes#0", "signal": "yes", "until": 1795435200.0 + 60 + 86_400}
+    assert clock(1795435200.0, noon) == "12:00:00 UTC"
+    assert clock(1795435200.0 + 86_400, noon) == "2026-11-24 12:00:00 UTC"
+    data = {"key": "order.signal.yes#0", "signal": "yes", "until": 1795435200.0 + 86_400}
     said = gist({"type": "TaskSleeping", "time": noon, "data": data})
     assert said == "at order.signal.yes#0 for the signal yes until 2026-11-24 12:00:00 UTC"
 
