@@ -165,6 +165,7 @@ class _Agent:
             try:
                 reply = await client.request(self.subjects.registry("register"), body, timeout=15)
             except (TimeoutError, DspexError):
+                await asyncio.sleep(0.02)  # it may have failed at once, and a loop that never waits hears no signal
                 continue
             if reply.status == 503:
                 if time.monotonic() - said > 3:

@@ -61,12 +61,21 @@ class Link:
         *lines, self._buffer = self._buffer.split(b"\n")
         if len(self._buffer) > MAX_LINE:
             self._buffer = b""
-        return [msgspec.json.decode(line) for line in lines if line]
+        return [message for line in lines if line and (message := _read(line)) is not None]
 
     def close(self) -> None:
         self.open = False
         with contextlib.suppress(OSError):
             self._socket.close()
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """A line as a message; None for what is left of one that was too long to keep."""
+    try:
+        message = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return message if isinstance(message, dict) else None
 
 
 async def beat(link: Link) -> None:

@@ -35,8 +35,8 @@ async def live(
     """Connect, then `serve` until it returns the exit status.
 
     `stop` is called with a reason and the seconds that are left when the process should end, and sets `stopping`;
-    `hear` is given what the supervisor says. A connection that is closed for good ends the process: its supervisor knows how
-    to begin again.
+    `hear` is given what the supervisor says. A connection that is closed for good ends the process: its supervisor
+    knows how to begin again.
     """
     loop = asyncio.get_running_loop()
 

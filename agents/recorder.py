@@ -286,6 +286,8 @@ class Recorder:
         self.close()
         while self._writing or sum(map(_size, self._pending)) > min(room, MAX_COMMIT):
             await self.flush()
+        if self._unwritten:  # records are lost: what ends the run must not be stored as if there had been none
+            raise self._unwritten
         rest, self._pending = self._pending, []
         return rest
 

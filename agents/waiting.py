@@ -19,7 +19,7 @@ from dspex.agents.journal import events_for, head_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
-from dspex.core.codec import decode_commit, rfc3339
+from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import SignalReceived
 from dspex.core.ports import Appended, Entry, Log
@@ -31,6 +31,8 @@ __all__ = ["Waiting", "Woken"]
 logger = logging.getLogger("dspex.agents")
 
 TRIES = 20
+ENVELOPE = 4096
+"""Bytes that a signal's commit takes beside its value, at most."""
 
 
 class Woken(Delivery):
@@ -90,7 +92,9 @@ class Waiting:
     async def woken(self, wake: Delivery) -> Woken | None:
         """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere."""
         task = _named(wake.message.data).get("task")
-        entry = await self._log.entry(int(task)) if isinstance(task, str) and task.isdecimal() else None
+        if not (isinstance(task, str) and task.isdecimal() and len(task) < 19):
+            return None
+        entry = await self._log.entry(int(task))
         if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
             return None
         state = await self.state(str(entry.position))
@@ -125,7 +129,9 @@ class Waiting:
     async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
-        if known and isinstance(name, str):
+        if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
+            logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
+        elif known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:
                 value = msgspec.Raw(msgspec.json.encode(body.get("value")))
@@ -154,6 +160,6 @@ class Waiting:
 def _named(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return {}
     return value if isinstance(value, dict) else {}

@@ -159,17 +159,17 @@ class Worker:
         try:
             woken = await self.waiting.woken(wake)
             held = woken and self.running.get(woken.position)
-            if held and held.suspended and held.task:  # it is just being put to sleep
+            if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
                 woken = await self.waiting.woken(wake)
-        except (LogError, ConnectionFailed) as error:
+        except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
             return
         held = woken and self.running.get(woken.position)
         if woken is None or (held and not (isinstance(held.delivery, Woken) and held.delivery.wake == woken.wake)):
-            self.client.acknowledge(wake.message, ACK)  # it runs already, and looks at the time and its inbox itself
             puller.release()
+            self.client.acknowledge(wake.message, ACK)  # it runs already, and looks at the time and its inbox itself
         else:
             self.take(woken, puller)
 
@@ -244,7 +244,7 @@ class Worker:
             left = deadline - time.time()
             if left <= 0:
                 raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
-            run.expires = min(run.expires, run.started + left)
+            run.expires = min(run.expires, time.monotonic() + left)
             run.deadline = deadline
         wanted = headers.get(h.ASSIGNMENT)
         if wanted is not None and wanted != self.assignment:
@@ -469,7 +469,7 @@ class Worker:
         error = DeadlineExceeded(f"{self.name} was not done after {seconds:.1f} s", task=run.id)
         try:
             await self._settle(run, _failure(error, seconds))
-        except LogError as failure:
+        except Exception as failure:  # whatever it was: what follows says whether the process must be replaced
             logger.warning("task %s: %s It will be delivered again.", run.id, failure)
         finally:
             self._forget(run)

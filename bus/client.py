@@ -269,8 +269,11 @@ class Client:
         away = time.monotonic() - self._lost_at if self._lost_at is not None else 0.0
         self._lost_at = None
         logger.info("connected to NATS again after %.1f s", away)
-        for callback in self.on_reconnect:
-            callback()
+        for callback in list(self.on_reconnect):
+            try:
+                callback()
+            except ConnectionFailed as error:  # the others must begin anew all the same
+                logger.debug("after a reconnect: %s", error)
 
     async def _on_closed(self) -> None:
         self._fail_waiting("the connection to NATS is closed")

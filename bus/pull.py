@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from dspex.bus.client import Client, Message
+from dspex.core.errors import ConnectionFailed
 from dspex.core.ports import Subscription
 
 __all__ = ["Delivery", "Puller"]
@@ -93,17 +94,27 @@ class Puller:
             self._subscription.close()
         self._asked = 0
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._subscription = self._client.subscribe(self._inbox, self._take)
+        try:
+            self._subscription = self._client.subscribe(self._inbox, self._take)
+        except ConnectionFailed as error:
+            logger.debug("no pulls for a moment: %s", error)
+            self._subscription = None
+            self._later()
+            return
         self._ask()
 
     def _ask(self) -> None:
         free = self._slots - self._held - self._asked
-        if free <= 0 or (self._asked and free < max(1, self._slots // 4)):
+        if free <= 0 or (self._asked and free < max(1, self._slots // 4)) or self._subscription is None:
             return
         self._asked += free
         self._horizon = asyncio.get_running_loop().time() + EXPIRES + 5
         body = b'{"batch":%d,"expires":%d}' % (free, EXPIRES * 1e9)
-        self._client.publish(self._subject, body, reply=self._inbox)
+        try:
+            self._client.publish(self._subject, body, reply=self._inbox)
+        except ConnectionFailed as error:  # closed, or too far behind; whoever gives a slot back must not fail by it
+            self._asked -= free
+            logger.debug("no pull: %s", error)
 
     def _take(self, message: Message) -> None:
         if not message.raw_reply.startswith(b"$JS.ACK."):
@@ -132,6 +143,9 @@ class Puller:
         logger.debug("a pull ended with %d", status)
         if status == 503 and self.on_missing:
             self.on_missing()
+        self._later()
+
+    def _later(self) -> None:
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY, self._again)
 

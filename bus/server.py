@@ -34,6 +34,9 @@ Durability = Literal["power", "process"]
 
 MAX_PAYLOAD = 8 * 1024 * 1024
 
+PORTS_WAIT = 2.0
+"""Seconds that a server which answers gets to write down its monitoring port."""
+
 _PORTS = range(20000, 32768)
 """Below the range that the kernel takes for outgoing connections: otherwise a client that dials a dead
 server's port can be given that very port, connect to itself and keep the server from coming back."""
@@ -77,6 +80,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.monitor = ""
         self._lock: int | None = None
+        self._answered = 0.0
 
     @property
     def url(self) -> str:
@@ -223,6 +227,7 @@ class Server:
         config.write_text(self._config(port))
         words = self.data / "nats.err"
         log_start = _size(self.data / "nats.log")
+        self._answered = 0.0
         with words.open("wb") as stderr:
             self.process = self._spawn([str(binary), "-c", str(config)], stderr.fileno())
         self._sign_lock(self.process.pid)
@@ -241,7 +246,8 @@ class Server:
                 )
             time.sleep(0.01)
         self.port = port
-        (self.data / "nats.port").write_text(str(port))
+        with suppress(OSError):
+            (self.data / "nats.port").write_text(str(port))
         return True
 
     def _spawn(self, command: list[str], stderr: int) -> subprocess.Popen[bytes]:
@@ -279,7 +285,10 @@ class Server:
         try:
             ports = json.loads((self.data / f"nats-server_{self.process.pid}.ports").read_text())
         except (OSError, ValueError):
-            return False
+            # On a full disk it cannot tell. Clients are served all the same, and what is there can be read.
+            self._answered = self._answered or time.monotonic()
+            self.monitor = ""
+            return time.monotonic() - self._answered > PORTS_WAIT
         self.monitor = ports["monitoring"][0]
         return True
 

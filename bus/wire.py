@@ -187,14 +187,19 @@ class Wire(NatsClient):
         # The library's own record of the subscription, so that it is made again after a reconnect.
         self._subs[sid] = NatsSubscription(self, sid, subject, queue=queue, pending_msgs_limit=1)
         self.taps[b"%d" % sid] = handler
-        self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
+        try:
+            self.send(f"SUB {subject} {queue} {sid}\r\n".encode())
+        except ConnectionFailed:
+            del self._subs[sid], self.taps[b"%d" % sid]
+            raise
         return Tap(self, sid, subject)
 
     def untap(self, sid: int) -> None:
         if self.taps.pop(b"%d" % sid, None) is not None:
             self._subs.pop(sid, None)
             if not self.is_closed:
-                self.send(f"UNSUB {sid}\r\n".encode())
+                with suppress(ConnectionFailed):  # what still comes for it is dropped
+                    self.send(f"UNSUB {sid}\r\n".encode())
 
     def send(self, command: bytes) -> None:
         """Send with everything else of this turn of the loop. Raises ConnectionFailed when closed or too far behind."""
@@ -265,16 +270,25 @@ class Wire(NatsClient):
         """
         transport: Any = self._transport
         reader = getattr(transport, "_io_reader", None)
+        writer = getattr(transport, "_io_writer", None)
         if reader is not None:
             reader._limit = READ_SIZE
         try:
             while not (self.is_closed or self.is_reconnecting):
                 if transport.at_eof():
                     raise NatsError("nats: the server closed the connection")
-                await self._ps.parse(await transport.read(READ_SIZE))
+                data = await transport.read(READ_SIZE)
+                if getattr(transport, "_io_reader", None) is not reader:
+                    # A reconnect that failed half-way and began again has left us behind: this is another connection's.
+                    if writer is not None:
+                        writer.close()
+                    return
+                await self._ps.parse(data)
         except asyncio.CancelledError:
             return
         except Exception as error:
+            if getattr(transport, "_io_reader", None) is not reader:
+                return
             logger.debug("the connection is broken: %r", error)
             await self._error_cb(error)
             await self._process_op_err(error)

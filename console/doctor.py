@@ -257,8 +257,11 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
 
 async def _archive(caller: Caller) -> AsyncIterator[Check]:
     """How far the archive is behind the log, and whether it can go on."""
+    trouble = None
     for answer in await caller.gather():
         data = answer.get("data") or {}
+        if data.get("role") == "archivist":
+            trouble = trouble or data.get("trouble") or ""
         if data.get("role") != "archivist" or not data.get("leads"):
             continue
         text = f"{data['lag']:,} positions behind the log, at {data['position']:,}"
@@ -268,6 +271,10 @@ async def _archive(caller: Caller) -> AsyncIterator[Check]:
             yield Check("archive", "warn", text, "it catches up when there is less to do; look again")
         else:
             yield Check("archive", "ok", text)
+        return
+    if trouble is not None:
+        text = "an archivist runs and holds no lease, so nothing is archived now"
+        yield Check("archive", "warn", f"{text}{trouble and f'; {trouble}'}", "see the disk, and look again")
         return
     text = "no archivist answers, so nothing is archived now"
     yield Check("archive", "warn", text, "start a system with `dspex up`")

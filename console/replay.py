@@ -194,11 +194,12 @@ def _show_state(options: Options, story: Story, cut: Story) -> None:
 def _show_events(story: Story, cut: Story) -> None:
     lines = EventLines()
     kept = {(event.aggregate, event.version) for event in cut.events}
+    following = next((it.position for it in story.events if (it.aggregate, it.version) not in kept), None)
     for shown in story.shown:
         if shown["aggregate"].startswith("task."):
             later = (shown["aggregate"], shown["version"]) not in kept
         else:  # a signal, a score
-            later = cut is not story and shown["position"] > cut.events[-1].position
+            later = following is not None and shown["position"] > following
         if later and not has_styles():
             continue  # nothing would tell it from what had happened then
         lines.show(shown, faded=later)

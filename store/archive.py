@@ -167,8 +167,10 @@ class Archive(Reading):
                 self.trouble = ""
                 return
             except (sqlite3.OperationalError, OSError) as error:
-                self.trouble = f"{self.file} cannot be written ({error}); what is new waits in the log"
-                logger.warning(self.trouble)
+                trouble = f"{self.file} cannot be written ({error}); what is new waits in the log"
+                if trouble != self.trouble:  # said once, not at every try
+                    logger.warning(trouble)
+                self.trouble = trouble
                 await asyncio.sleep(RETRY)
 
     async def note(self, name: str, value: str) -> None:

@@ -301,3 +301,16 @@ async def test_a_sleep_without_an_end_is_refused(recorder: Recorder, seconds: fl
 async def test_a_thread_that_waits_is_let_go_when_its_run_is_suspended(recorder: Recorder) -> None:
     with pytest.raises(Suspended):
         await asyncio.wait_for(asyncio.to_thread(lambda: recorder.wait_in_thread(recorder.sleep("s", 60))), 2)
+
+
+async def test_records_that_could_not_be_written_are_not_forgotten_by_the_end(fake: Fake, recorder: Recorder) -> None:
+    await recorder.perform(call("a"))
+
+    async def away() -> None:
+        raise LogError("away")
+
+    fake.turn = away
+    await asyncio.sleep(2 * module.BEHIND)
+    assert isinstance(recorder.broken, LogError)
+    with pytest.raises(LogError):
+        await recorder.rest()

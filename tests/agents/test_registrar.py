@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from tests.e2e.plain import Plain
 
 from dspex.agents.link import Link
 from dspex.agents.registrar import RegistrarSpec, registrar_main
 from dspex.agents.supervisor import Life, fork_child
 from dspex.bus.server import Server
-from tests.e2e.plain import Plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 

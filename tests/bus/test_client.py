@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from dspex.bus import client as client_module
+from dspex.bus import wire as wire_module
 from dspex.bus.client import Client, Message
 from dspex.bus.server import Server, free_port
 from dspex.core.errors import ConnectionFailed
@@ -512,3 +513,55 @@ async def fake() -> AsyncIterator[tuple[str, Fake]]:
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     logging.getLogger("dspex").propagate = True
+
+
+async def test_a_subscription_is_closed_while_nothing_can_be_sent(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Client.connect(server.url) as client:
+        tap = client.subscribe("a", lambda message: None)
+        server.stop()
+        await until(lambda: not client.connected)
+        client.publish("s", b"waits")
+        await asyncio.sleep(0)
+        monkeypatch.setattr(wire_module, "MAX_BUFFERED", 0)
+        wire = client._wire
+        before = len(wire.taps), len(wire._subs)
+        tap.close()
+        with pytest.raises(ConnectionFailed):
+            client.subscribe("b", lambda message: None)
+        assert (len(wire.taps), len(wire._subs)) == (before[0] - 1, before[1] - 1)
+
+
+async def test_who_fails_after_a_reconnect_does_not_keep_it_from_the_others(server: Server) -> None:
+    async with await Client.connect(server.url) as client:
+        heard: list[int] = []
+
+        def fail() -> None:
+            raise ConnectionFailed("8 MiB wait to be sent")
+
+        client.on_reconnect += [fail, lambda: heard.append(1)]
+        client.cut()
+        await until(lambda: heard)
+
+
+async def test_a_connection_left_behind_by_a_reconnect_is_read_no_more(
+    shared_server: Server, client: Client, subject: str
+) -> None:
+    """The library begins again, without closing what it has, when the first flush of a reconnect gets no answer."""
+    came: list[bytes] = []
+    client.subscribe(subject, lambda message: came.append(message.data))
+    await client.flush()
+    wire = client._wire
+    behind = wire._reading_task
+    wire._status = wire.RECONNECTING
+    await wire._connect_to_server(wire._current_server)
+    await wire._process_connect_init()
+    for sid, sub in wire._subs.items():
+        wire.send(f"SUB {sub.subject} {sid}\r\n".encode())
+    await client.flush()
+    async with await Client.connect(shared_server.url) as other:
+        other.publish(subject, b"once")
+        await until(lambda: behind is not None and behind.done())
+    await client.flush()
+    assert came == [b"once"] and client.connected

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dspex.bus.client import Client
+from dspex.bus.client import Client, Message
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.bus.server import Server
+from dspex.core.errors import ConnectionFailed
 
 CONSUMER = {"durable_name": "c", "ack_policy": "explicit", "ack_wait": 500_000_000, "max_deliver": -1}
 
@@ -188,3 +190,48 @@ async def test_two_share_the_work_and_nothing_is_delivered_twice(client: Client,
         assert not both[0].done & both[1].done and all(work.done for work in both)
         for work in both:
             work.puller.stop()
+
+
+class Full:
+    """A connection that takes nothing while `full`."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.pulls: list[bytes] = []
+        self.on_reconnect: list[Callable[[], None]] = []
+
+    def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        if self.full:
+            raise ConnectionFailed("8 MiB wait to be sent")
+        self.pulls.append(data)
+
+    def subscribe(self, subject: str, handler: Callable[[Message], None]) -> Any:
+        if self.full:
+            raise ConnectionFailed("8 MiB wait to be sent")
+        return SimpleNamespace(close=lambda: None)
+
+
+def delivery(number: int) -> Message:
+    return Message(b"s", b"$JS.ACK.S.c.1.%d.%d.1700000000000000000.0" % (number, number), b"", None)
+
+
+async def test_a_connection_that_takes_nothing_costs_no_slot_and_no_keeper() -> None:
+    full: Any = Full()
+    puller = Puller(full, "S", "c", 2, lambda it: None)
+    puller.start()
+    for number in (1, 2):
+        puller._take(delivery(number))
+    assert puller.held == 2
+    full.full = True
+    puller.release()  # whoever gives a slot back, before it commits what it did, must not fail by the pull
+    puller._take(delivery(3))
+    assert puller.held == 2
+    puller.release()
+    puller.release()
+    puller._begin()
+    await asyncio.sleep(1.1)
+    assert puller._keeper and not puller._keeper.done()
+    full.full, before = False, len(full.pulls)
+    await until(lambda: len(full.pulls) > before, 3.0)
+    assert b'"batch":2' in full.pulls[-1]
+    puller.stop()

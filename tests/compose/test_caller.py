@@ -9,10 +9,10 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.e2e.conftest import Running, shared, systems
 
 from dspex.compose.caller import Caller
 from dspex.core.errors import ConnectionFailed, InvalidInput, NotFound, ProgramFailed, TaskError, Unavailable
-from tests.e2e.conftest import Running, shared, systems
 
 __all__ = ["shared", "systems"]  # fixtures
 

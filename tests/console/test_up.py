@@ -57,7 +57,7 @@ def test_the_summary_names_programs_and_lines_that_work(shell: Shell) -> None:
     while not lines or "Ctrl-C" not in lines[-1]:
         lines.append(process.stdout.readline().rstrip())
     text = "\n".join(lines)
-    assert "echo  Say it again.  2 agents" in text
+    assert "echo  2 agents  Say it again." in text
     (line,) = (line.strip() for line in lines if line.strip().startswith("dspex ask"))
     assert line == 'dspex ask echo text="Hello"'
     assert 'nats req dspex.ask.echo \'{"text":"Hello"}\' -s nats://127.0.0.1:' in text

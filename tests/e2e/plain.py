@@ -167,7 +167,15 @@ class Plain:
 
     async def read(self, verb: str = "read", **query: object) -> dict[str, Any]:
         """One page of the portable reader."""
-        reply = Reply(await self.nc.request(f"dspex.log.{verb}", _bytes(query), timeout=30))
+        until = time.monotonic() + 30
+        while True:
+            try:
+                reply = Reply(await self.nc.request(f"dspex.log.{verb}", _bytes(query), timeout=30))
+                break
+            except nats.errors.NoRespondersError:  # the registrar reads the log for all, and was killed a moment ago
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.05)
         assert reply.code is None, reply.error
         return reply.json
 

@@ -108,7 +108,7 @@ def test_it_reads_the_log(seen: dict[str, Any]) -> None:
 
 
 def test_it_finds_the_agents_and_their_schemas(seen: dict[str, Any]) -> None:
-    assert {answer["name"] for answer in seen["ping"]} == {"nap", "dspex-registrar"}
+    assert {answer["name"] for answer in seen["ping"]} == {"nap", "dspex-registrar", "dspex-archivist"}
     assert len(seen["info"]) == 2
     (ask,) = [endpoint for endpoint in seen["info"][0]["endpoints"] if endpoint["name"] == "ask"]
     assert json.loads(ask["metadata"]["input_schema"])["properties"]["n"]["type"] == "integer"

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.e2e.running import Running, gone, until
@@ -102,12 +103,15 @@ async def test_a_death_is_written_down_once(systems: Callable[..., Running], who
             pids = {"agent": system.below_supervisor()[-1], "registrar": system.registrar(),
                     "supervisor": system.supervisor(), "server": system.server()}  # fmt: skip
             os.kill(pids[who], signal.SIGKILL)
-            story = await plain.until(lambda story: story.all_of("AgentCrashed"))
-            (crashed,) = story.all_of("AgentCrashed")
+            def deaths(story: Any) -> list[Any]:
+                return [event for event in story.all_of("AgentCrashed") if event["data"]["pid"] == pids[who]]
+
+            (crashed,) = deaths(await plain.until(deaths))
             assert crashed["data"] == {"pid": pids[who], "reason": "SIGKILL"}
             kind = "nap" if who == "agent" else who
             assert crashed["aggregate"].startswith(f"agent.{kind}.")
-            assert (await plain.ask("nap", {"n": 1})).json["n"] == 1
+            task = await plain.submit("nap", {"n": 1})
+            assert (await plain.final("nap", task)).json["n"] == 1
             os.kill(system.registrar(), signal.SIGKILL)  # the next one must not say it again
             story = await plain.until(lambda story: len(story.all_of("AgentCrashed")) > 1)
             assert [event["data"]["pid"] for event in story.all_of("AgentCrashed")].count(pids[who]) == 1

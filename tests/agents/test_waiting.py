@@ -1,0 +1,143 @@
+"""Signals and wakes from strangers: whatever they hold, they are taken once, and cost no slot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspex.agents import worker as module
+from dspex.agents.link import link_pair
+from dspex.agents.recorder import Superseded
+from dspex.agents.waiting import Waiting
+from dspex.agents.worker import Worker
+from dspex.bus.pull import ACK, Delivery
+from dspex.bus.wire import Message
+from dspex.core.errors import ConnectionFailed
+from dspex.core.subjects import Subjects
+
+
+class Client:
+    max_payload = 1 << 20
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+
+    def respond(self, message: Message, data: bytes) -> None:
+        self.said.append(data)
+
+
+class Log:
+    async def entry(self, position: int) -> Any:
+        assert position < 1 << 63
+        return SimpleNamespace(position=position, subject="dspex.task.p")
+
+    async def last(self, aggregate: str) -> None:
+        return None
+
+
+def delivered(body: bytes, times: int = 1) -> Delivery:
+    return Delivery(Message(b"s", b"$JS.ACK.S.c.%d.9.9.1700000000000000000.0" % times, body, None))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"task": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        json.dumps({"task": "1", "name": "go", "value": "x" * (1 << 20)}).encode(),
+        json.dumps({"task": "9" * 5000, "name": "go"}).encode(),
+    ],
+    ids=["deep", "large", "long"],
+)
+async def test_a_signal_that_cannot_be_filed_is_not_delivered_for_ever(body: bytes) -> None:
+    client: Any = Client()
+    log: Any = Log()
+    await Waiting(client, log, Subjects(), "p", "/agents/a").receive(delivered(body))
+    assert client.said == [ACK]
+
+
+async def test_a_wake_for_no_possible_task_is_none() -> None:
+    client: Any = Client()
+    log: Any = Log()
+    waiting = Waiting(client, log, Subjects(), "p", "/agents/a")
+    assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode())) is None
+
+
+class Puller:
+    held = 1
+
+    def release(self) -> None:
+        self.held -= 1
+
+
+def worker_of(woken: Any, running: dict[int, Any], acknowledge: Any) -> Any:
+    made: Any = object.__new__(Worker)
+    made.waiting, made.running = SimpleNamespace(woken=woken), running
+    made.client = SimpleNamespace(acknowledge=acknowledge)
+    return made
+
+
+async def test_a_wake_that_cannot_be_acknowledged_gives_its_slot_back() -> None:
+    async def woken(wake: Delivery) -> None:
+        return None
+
+    def acknowledge(message: Message, word: bytes) -> None:
+        raise ConnectionFailed("closed")
+
+    puller: Any = Puller()
+    with pytest.raises(ConnectionFailed):
+        await worker_of(woken, {}, acknowledge)._wake(delivered(b"{}"), puller)
+    assert puller.held == 0
+
+
+async def test_a_wake_of_a_task_whose_retry_is_just_being_committed_is_not_lost() -> None:
+    """The retry is in the log and its wake has come, but the attempt that wrote it has not yet let go of the task."""
+    running: dict[int, Any] = {}
+    let_go = asyncio.Event()
+
+    async def holding() -> None:
+        await let_go.wait()
+        running.clear()
+
+    held = SimpleNamespace(suspended=False, settling=True, task=asyncio.create_task(holding()), delivery=None)
+    running[7] = held
+
+    async def woken(wake: Delivery) -> Any:
+        return SimpleNamespace(position=7, wake=wake.position)
+
+    said: list[bytes] = []
+    worker = worker_of(woken, running, lambda message, word: said.append(word))
+    taken: list[Any] = []
+    worker.take = lambda delivery, puller: taken.append(delivery)
+    waking = asyncio.create_task(worker._wake(delivered(b"{}"), Puller()))
+    await asyncio.sleep(0.01)
+    let_go.set()
+    await waking
+    assert len(taken) == 1 and not said
+
+
+async def test_a_run_over_its_time_is_counted_as_stuck_whatever_the_log_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STUBBORN", 0.01)
+
+    async def settle(run: Any, payload: Any) -> None:
+        raise Superseded("task 7 was taken over by another attempt")
+
+    worker = worker_of(None, {}, None)
+    worker.name, worker.stuck, worker._settle, worker._forget = "p", 0, settle, lambda run: None
+    run = SimpleNamespace(id="7", started=0.0, thread=asyncio.get_running_loop().create_future(), task=None)
+    await worker._settle_expired(run)
+    assert worker.stuck == 1
+
+
+def test_a_line_too_long_to_keep_ends_nobody() -> None:
+    ours, theirs = link_pair()
+    for part in (b'{"refused": "', *[b"x" * 100_000] * 12, b'tail"}\n{"beat": true}\n'):
+        ours._socket.setblocking(True)
+        ours._socket.sendall(part)
+        got = theirs.receive()
+    assert got == [{"beat": True}]
+    ours.close()
+    theirs.close()
