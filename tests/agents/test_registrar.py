@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -36,6 +37,9 @@ class Child:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         os.kill(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
         _, status = os.waitpid(self.pid, 0)
         self.link.close()
         return status
@@ -105,14 +109,10 @@ async def test_deaths_wait_while_the_server_is_away(server: Server) -> None:
     child.wait_for("state", "serving")
     server.kill()
     send(child.link, notice(1))
-    time.sleep(0.3)
-    server.start()
-    try:
-        child.wait_for("ack", 1)
-        child.end()
-    except (AssertionError, ProcessLookupError):
-        os.waitpid(child.pid, 0)
-        raise
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(server.start)
+    child.wait_for("ack", 1)
+    child.end()
     assert await deaths(server.url) == {4711: 1}
 
 
@@ -120,5 +120,4 @@ async def test_it_ends_when_its_supervisor_is_gone(line: str) -> None:
     child = Child(line)
     child.wait_for("state", "serving")
     child.link.close()
-    _, status = os.waitpid(child.pid, 0)
-    assert status == 0
+    assert child.wait() == 0

@@ -9,19 +9,29 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.e2e.conftest import Running, shared, systems
+from tests.e2e.conftest import Running, shared
 
 from dspex.compose.caller import Caller
 from dspex.core.errors import ConnectionFailed, InvalidInput, NotFound, ProgramFailed, TaskError, Unavailable
 
-__all__ = ["shared", "systems"]  # fixtures
+__all__ = ["shared"]  # a fixture
 
 PLANS = [("Nap", 2), ("Work", 1)]
 
 
 @pytest.fixture
 async def caller(shared: Running) -> AsyncIterator[Caller]:
+    """A caller of a system that has got over what the test before did to it."""
     async with await Caller.connect(shared.url) as caller:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await caller.read_log(limit=1)
+                    await caller.ask("nap", nap(0), timeout=5)
+                    await caller.ask("work", b"{}", timeout=5)
+                    break
+                except TaskError:
+                    await asyncio.sleep(0.1)
         yield caller
 
 

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.register_assert_rewrite("tests.e2e.plain", "tests.e2e.running")
-
-from tests.e2e.plain import Plain  # noqa: E402  (assertions first)
-from tests.e2e.running import Running  # noqa: E402
+from tests.e2e.plain import Plain
+from tests.e2e.running import Running
 
 Launch = Callable[..., Running]
 
