@@ -71,15 +71,17 @@ def median(values: list[float]) -> float:
 
 def bench_tasks(rounds: int, count: int, say: Callable[..., None]) -> dict[str, Any]:
     """One agent beside four ways to write the same worker with nats-py alone; each drains a queue that is full."""
-    found: dict[str, list[float]] = {"dspex": [], "fetch": [], "push": [], "pull": [], "group": []}
+    found: dict[str, list[float]] = {"dspex": [], "archived": [], "fetch": [], "push": [], "pull": [], "group": []}
     for _ in range(rounds):
-        found["dspex"].append(uvloop.run(durable_tasks(count)))
+        found["dspex"].append(uvloop.run(durable_tasks(count, archive=False)))
+        found["archived"].append(uvloop.run(durable_tasks(count, archive=True)))
         for kind in ("fetch", "push", "pull"):
             found[kind].append(uvloop.run(raw_work_queue(kind, count)))
         found["group"].append(uvloop.run(raw_queue_group(count)))
     say("\ntasks per second of one worker                                            each      dspex / it")
     rows = {
         "dspex": "dspex: validated, two events a task in the log, compare-and-set",
+        "archived": "the same, with the archivist writing on the same two cores",
         "fetch": "nats-py, work queue, fetch(100), one reply and one ack a task",
         "push": "nats-py, work queue, callback, one reply and one ack a task",
         "pull": "nats-py, work queue, overlapping pulls by hand, the same",
@@ -93,7 +95,7 @@ def bench_tasks(rounds: int, count: int, say: Callable[..., None]) -> dict[str, 
     return {"per_second": {name: median(rates) for name, rates in found.items()}, "ratios": ratios}
 
 
-async def durable_tasks(count: int) -> float:
+async def durable_tasks(count: int, *, archive: bool) -> float:
     """Preload the queue while nobody serves, start one agent, and read from the log how fast it went."""
     with tempfile.TemporaryDirectory() as folder:
         async with System(Echo, data=folder, durability="process"):
@@ -102,7 +104,7 @@ async def durable_tasks(count: int) -> float:
         server.start()
         await preload(server.url, "dspex.task.echo", count)
         server.stop()
-        async with System(Echo, data=folder, durability="process") as system:
+        async with System(Echo, data=folder, durability="process", archive=archive) as system:
             return await completion_rate(system.url, count)
 
 

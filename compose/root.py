@@ -59,6 +59,7 @@ class SystemSpec:
     prefix: str = "dspex"
     durability: str = "process"
     replace: bool = False
+    archive: bool = True
     debug: bool = False
     retention: Bounds = field(default_factory=Bounds)
 
@@ -180,7 +181,9 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
         return Child(about.name, "agent", start, program=program.name, stage=1)
 
-    children = [Child(registrar.name, REGISTRAR, start_registrar), Child(archivist.name, ARCHIVIST, start_archivist)]
+    children = [Child(registrar.name, REGISTRAR, start_registrar)]
+    if spec.archive:
+        children.append(Child(archivist.name, ARCHIVIST, start_archivist))
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages

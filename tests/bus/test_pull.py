@@ -166,7 +166,7 @@ async def test_it_goes_on_after_the_server_was_killed(server: Server, client: Cl
         await until(lambda: not client.connected)
         await asyncio.to_thread(server.start)
         await until(lambda: client.connected)
-    assert work.held == 0
+    await until(lambda: work.held == 0)  # acks may be lost with the server; then there are second deliveries
 
 
 async def test_it_starts_before_its_consumer_is_there(client: Client, work: Work) -> None:

@@ -127,9 +127,9 @@ async def test_a_disk_that_fills_up_loses_nothing_that_was_acknowledged(
             acknowledged = {await plain.submit("nap", {"n": n}): n for n in range(50)}
             filler = fill(small_disk, leave=256 << 10)
             refused, n = 0, 50
-            while refused < 5:
+            while refused < 3:
                 try:
-                    acknowledged[await plain.submit("nap", {"n": n}, {"Padding": "x" * 10_000}, timeout=2)] = n
+                    acknowledged[await plain.submit("nap", {"n": n}, {"Padding": "x" * 10_000}, timeout=1)] = n
                 except WRONG:
                     refused += 1
                 n += 1
