@@ -128,7 +128,7 @@ class _Archivist:
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
-        logger.warning("%s has lost the lease; another archivist leads", self.spec.name)
+        logger.warning("%s cannot show that it still leads, and begins anew", self.spec.name)
         self.status = EXIT_RECYCLE
 
     # -- archiving

@@ -125,7 +125,7 @@ class _Registrar:
             task.cancel()
         for task in done:
             task.result()
-        logger.warning("%s has lost the lease; another registrar leads", self.spec.name)
+        logger.warning("%s cannot show that it still leads, and begins anew", self.spec.name)
         self.status = EXIT_RECYCLE
 
     async def _recall(self) -> None:

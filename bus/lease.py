@@ -63,6 +63,7 @@ class Lease:
         renewed = loop.time()
         while loop.time() - renewed < TTL - RENEW:
             await asyncio.sleep(RENEW)
+            asked = loop.time()  # what the answer says was true then, and maybe no longer when it comes
             try:
                 taken = await self._put(self.token)
                 if not taken:
@@ -70,7 +71,7 @@ class Lease:
                     if life != self._life:
                         return
                     taken = sequence  # our own renewal, whose answer was lost
-                self.token, renewed = taken, loop.time()
+                self.token, renewed = taken, asked
             except (ConnectionFailed, LogError, TimeoutError) as error:
                 logger.debug("the lease %s could not be renewed: %s", self._subject, error)
 
