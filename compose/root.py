@@ -27,10 +27,13 @@ from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supe
 from dspex.bus.server import Server
 from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
+from dspex.compose.secure import Secured, adopt_log, is_secured
+from dspex.core.access import LOG_ACCOUNT, Role
 from dspex.core.errors import ConfigurationError, DspexError
 from dspex.core.program import Program
+from dspex.core.subjects import Subjects
 
-__all__ = ["Plan", "SystemSpec", "run_root"]
+__all__ = ["Plan", "SystemSpec", "run_root", "secure"]
 
 SUPERVISOR, REGISTRAR, ARCHIVIST, SERVER = "supervisor", "registrar", "archivist", "server"
 
@@ -62,6 +65,8 @@ class SystemSpec:
     archive: bool = True
     debug: bool = False
     retention: Bounds = field(default_factory=Bounds)
+    secure: bool = False
+    host: str = "127.0.0.1"
 
 
 def run_root(
@@ -77,11 +82,15 @@ def run_root(
     folder = Folder(spec.data)
     server: Server | None = None
     try:
+        secured = secure(spec, folder)
         if spec.nats is None:
-            server = Server(folder.path / "server", port=spec.port, durability=spec.durability)  # type: ignore[arg-type]
+            server = Server(
+                folder.path / "server", port=spec.port, durability=spec.durability, host=spec.host,  # type: ignore[arg-type]
+                access=secured.access if secured else None,
+            )  # fmt: skip
             server.start()
         url = spec.nats or (server.url if server else "")
-        root = _Root(spec, folder, server, url, parent, on_event)
+        root = _Root(spec, folder, server, url, secured, parent, on_event)
         root.supervisor.run()
         return root.status
     finally:
@@ -90,13 +99,33 @@ def run_root(
         folder.close()
 
 
+def secure(spec: SystemSpec, folder: Folder) -> Secured | None:
+    """The identities that a system runs with, made where they are missing; None for a system open to all.
+
+    A folder that has identities is never run without them: its log is in an account that nobody else sees. Raises
+    ConfigurationError.
+    """
+    if not spec.secure:
+        if spec.nats is None and is_secured(folder.path):
+            raise ConfigurationError(
+                f"the system in {spec.data} has access rules; run it with --secure, or choose another folder (--data)"
+            )
+        return None
+    secured = Secured(folder.path, spec.prefix)
+    hosts = [] if spec.host in ("127.0.0.1", "0.0.0.0", "::") else [spec.host]
+    secured.add(hosts=hosts)
+    if spec.nats is None:
+        adopt_log(folder.path / "server", LOG_ACCOUNT, Subjects(spec.prefix).stream)
+    return secured
+
+
 class _Root:
     def __init__(
-        self, spec: SystemSpec, folder: Folder, server: Server | None, url: str, parent: Link | None,
-        on_event: Callable[[dict[str, Any]], None],
+        self, spec: SystemSpec, folder: Folder, server: Server | None, url: str, secured: Secured | None,
+        parent: Link | None, on_event: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         self.spec, self.folder, self.server, self.url, self.parent = spec, folder, server, url, parent
-        self.tell, self.status, self.ready = on_event, 0, False
+        self.secured, self.tell, self.status, self.ready = secured, on_event, 0, False
         children = [
             Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
         ]
@@ -119,7 +148,7 @@ class _Root:
         def run(link: Link) -> int:
             if self.server:
                 self.server.disown()
-            return _supervise(link, self.spec, self.folder, self.url)
+            return _supervise(link, self.spec, self.folder, self.url, self.secured)
 
         return fork_child(run, close_others)
 
@@ -128,9 +157,13 @@ class _Root:
         if kind == "all-serving":
             if not self.ready:
                 self.ready = True
+                if self.secured:
+                    Secured(self.folder.path, self.spec.prefix).announce(self.url)
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return
+        if kind == "loaded" and self.server:
+            self.server.reload()  # the programs may be new ones
         if kind == "refused" and not self.ready:
             self.status = 1
             self.supervisor.stop()
@@ -142,13 +175,15 @@ class _Root:
             self.parent.send(event)
 
 
-def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
+def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
     try:
         plans = [(plan, program) for plan in spec.plans for program in _programs(plan)]
         _check_names([program for _, program in plans])
+        if secured:
+            secured.add(programs=[program.name for _, program in plans])
     except DspexError as error:
         link.send({"refused": str(error)})
         return EXIT_REFUSED
@@ -159,10 +194,15 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
+
+    def credentials(role: Role, program: str = "") -> str | None:
+        return secured.context(role, program) if secured else spec.credentials
+
     archivist = ArchivistSpec(
-        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention
-    )
-    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials)
+        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, credentials(Role.ARCHIVIST),
+        bounds=spec.retention,
+    )  # fmt: skip
+    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, credentials(Role.REGISTRAR))
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
         return fork_child(lambda line: registrar_main(line, life, registrar), close)
@@ -172,8 +212,8 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
-            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
-            plan.values,
+            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
+            credentials(Role.AGENT, program.name), spec.replace, plan.values,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
