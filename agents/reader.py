@@ -138,12 +138,13 @@ class Reader:
         commits = await self._log.read(aggregate("task", program, task))
         story = [submission, *commits]
         for kind in ("outcome", "signal"):
-            after = 0
-            while len(found := await self._log.scan(after, 1000, self._subjects.door(kind, program))) > 0:
-                story += [entry for entry in found if _names(entry.body, task)]
-                after = found[-1].position
-                if len(found) < 1000 or len(story) > MAX_OUTCOMES:
-                    break
+            for subject in self._subjects.filters(kind, program):
+                after = 0
+                while len(found := await self._log.scan(after, 1000, subject)) > 0:
+                    story += [entry for entry in found if _names(entry.body, task)]
+                    after = found[-1].position
+                    if len(found) < 1000 or len(story) > MAX_OUTCOMES:
+                        break
         return sorted(story, key=lambda entry: entry.position)
 
     async def _of_program(self, query: _Query) -> tuple[list[Entry], bool]:

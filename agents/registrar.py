@@ -23,13 +23,14 @@ from dspex.agents.reader import Reader
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Conflict, InvalidInput, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
-from dspex.core.subjects import Subjects, aggregate, valid_token
+from dspex.core.subjects import aggregate, valid_token
 from dspex.store.jetstream import JetStreamLog
 
 __all__ = ["RegistrarSpec", "registrar_main"]
@@ -64,7 +65,7 @@ def registrar_main(link: Link, life: Life, spec: RegistrarSpec) -> int:
 class _Registrar:
     def __init__(self, link: Link, life: Life, spec: RegistrarSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.source = f"/registrar/{spec.name}"
         self.stopping = asyncio.Event()
         self.status = 0
@@ -88,6 +89,8 @@ class _Registrar:
         self.restored = await streams.restored_to(client, subjects)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
         await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
+        if subjects.tenants:
+            await streams.shorten_memory(client, subjects)
         log = self.log = JetStreamLog(client, subjects, epoch)
         service = Service(
             client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
@@ -116,6 +119,7 @@ class _Registrar:
         await self._recall()
         await self._open_doors(client, list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role="registrar", restarts=self.life.restarts)
         await record(self.log, aggregate("agent", "registrar", self.spec.name), [started], source=self.source)
         registering = asyncio.create_task(self._register_all(client))
@@ -144,6 +148,9 @@ class _Registrar:
             raise InvalidInput(f"the registration is not understood: {error}") from None
         if not valid_token(wanted.registration.program):
             raise InvalidInput(f"{wanted.registration.program[:80]!r} cannot be a program's name")
+        own = request.message.subject.removeprefix(self.subjects.registry("register")).removeprefix(".")
+        if own and own != wanted.registration.program:
+            raise InvalidInput(f"an agent of {own} cannot register {wanted.registration.program[:80]}")
         try:
             self.waiting.put_nowait((wanted, request))
         except asyncio.QueueFull:

@@ -209,7 +209,8 @@ class Worker:
             input = self.program.decode(message.data)
             key = h.key_of(headers) if headers else None
             if key is not None:
-                owner = await keys.bind(self.log, self.name, key, run.id, self.source)
+                tenant = self.subjects.tenant_of(message.subject)
+                owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dspex.core.access import (
+    AMONG_AGENTS,
     LOG_ACCOUNT,
     RULES,
     SYSTEM,
@@ -19,6 +20,7 @@ from dspex.core.access import (
     filled,
     local_subject,
     rules_for,
+    served_subject,
 )
 from dspex.core.subjects import Subjects
 
@@ -54,9 +56,9 @@ def permissions(user: User, subjects: Subjects, programs: Sequence[str]) -> tupl
     if user.role is Role.AGENT:
         sends = [local_subject(rule, subjects, name) for rule, name in _sends(user, programs)]
         served = [filled(rule.subject, subjects, user.name) for rule in RULES if rule.by == "agent"]
-        hints = [f"{p}.event.*.{user.name}.*"]
-        # A task of one's own program is asked for in this very account; answers go to whoever the server says asked.
-        return [*sends, f"{p}.result.{user.name}", "_R_.>", "_INBOX.>"], [*served, *hints, "_INBOX.>"]
+        says = [filled(each, subjects, user.name) for each in AMONG_AGENTS.publish]
+        hears = [filled(each, subjects, user.name) for each in AMONG_AGENTS.subscribe]
+        return [*sends, *says], [*served, *hears]
     # What is not imported does not exist, so a wide permission opens nothing; it makes a subject that is not there
     # say so at once instead of never. Inboxes are what users of one account have in common.
     return [f"{p}.>", "$SRV.>"], [f"{user.inbox}.>"]
@@ -89,9 +91,9 @@ def _sends(user: User, programs: Sequence[str]) -> list[tuple[Rule, str]]:
         whose = programs if user.role in rule.all else [user.name]
         if not rule.per_program and rule.by == "log":
             whose = ["*"]
-        # An agent finds its own program in its own account.
-        pairs += [(rule, name) for name in whose if not (rule.by == "agent" and user.role is Role.AGENT
-                                                         and name == user.name)]
+        if user.role is Role.AGENT and rule.by == "agent":  # its own program it finds in its own account
+            whose = [name for name in whose if name != user.name]
+        pairs += [(rule, name) for name in whose]
     return pairs
 
 
@@ -117,7 +119,10 @@ def _exports(
                 if user.account != account
                 and (user.role in rule.all or (user.role in rule.own and user.name == program))
             })  # fmt: skip
-            if callers:
+            if rule.tenant:
+                for caller in callers:
+                    lines.append(_export(rule, served_subject(rule, subjects, program, caller), [caller]))
+            elif callers:
                 lines.append(_export(rule, filled(rule.subject, subjects, program), callers))
     return lines
 
@@ -134,7 +139,8 @@ def _imports(members: Sequence[User], subjects: Subjects, programs: Sequence[str
     lines = []
     for rule, program in _sends(members[0], programs):
         source = LOG_ACCOUNT if rule.by == "log" else account_of(Role.AGENT, program)
-        subject, local = filled(rule.subject, subjects, program), local_subject(rule, subjects, program)
+        subject = served_subject(rule, subjects, program, members[0].account)
+        local = local_subject(rule, subjects, program)
         renamed = f", to: {json.dumps(local)}" if local != subject else ""
         lines.append(f"{{ service: {{ account: {source}, subject: {json.dumps(subject)} }}{renamed} }}")
     return lines

@@ -331,10 +331,11 @@ def _check_subject(subject: str) -> None:
 
 
 def _remedy(sentence: str) -> str:
+    context = "name a context with NATS_CREDS, as `dspex secure init` makes one"
     if "uthorization" in sentence:
-        return "the server has access rules: name who you are with NATS_CREDS, or a context as `dspex secure init` makes it"
+        return f"the server has access rules, and lets in whom it knows: {context}"
     if "certificate" in sentence.lower() or "tls" in sentence.lower():
-        return "the server wants TLS: name a context that says whose certificates to trust, as `dspex secure init` makes it"
+        return f"the server wants TLS, with certificates that you trust: {context}"
     return "start one with `dspex up`, or name yours with --nats URL"
 
 

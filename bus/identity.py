@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dspex.core.errors import ConfigurationError
+from dspex.core.subjects import Subjects
 
-__all__ = ["INBOX", "Identity", "make_seed", "public_key", "write_private"]
+__all__ = ["INBOX", "Identity", "make_seed", "public_key", "subjects_of", "write_private"]
 
 INBOX = "_INBOX"
 PRIVATE = 0o600
@@ -77,6 +78,11 @@ class Identity:
             except (OSError, ssl.SSLError) as error:
                 raise ConfigurationError(f"the certificates in {self.ca} cannot be used: {error}") from None
         return options
+
+
+def subjects_of(prefix: str, credentials: str | None) -> Subjects:
+    """The names as whoever has these credentials uses them. Raises ConfigurationError."""
+    return Subjects(prefix, tenants=Identity.load(credentials).secured)
 
 
 def make_seed(file: Path) -> str:

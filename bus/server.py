@@ -59,7 +59,7 @@ class Server:
 
     Port 0 means the one this folder had before, else a free one; a given port that is taken means the next
     free one. `port` tells. The server ends when the process that started it ends (Linux). `access` is a file with
-    accounts and TLS that the configuration takes in, read at each start and `reload`.
+    accounts and TLS that the configuration takes in, read at each start.
     """
 
     def __init__(
@@ -138,13 +138,6 @@ class Server:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def reload(self) -> None:
-        """Have the running server take in what `access` says now. Nothing when it says what it said."""
-        config, text = self.data / "nats.conf", self._config(self.port)
-        if self.process is not None and self.alive() and config.read_text() != text:
-            config.write_text(text)
-            self.process.send_signal(signal.SIGHUP)
 
     def disown(self) -> None:
         """In a process forked from ours: let go of the folder, which must not be held when our parent gives it back."""

@@ -18,7 +18,7 @@ from dspex.core.subjects import Subjects
 
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream",
-    "log_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
+    "log_stream", "restored_to", "set_doors", "shorten_memory", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -31,6 +31,8 @@ EPOCH = "dspex.epoch"
 RESTORED = "dspex.restored"
 """How far the log was rebuilt from an archive, in the stream's metadata."""
 MAX_CONSUMERS = 10_000
+LEAST_MEMORY = 100_000_000
+"""Nanoseconds for which JetStream remembers message ids at least."""
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
@@ -106,7 +108,7 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
     return {
         "durable_name": consumer_name(program),
         "description": f"tasks of {program}",
-        "filter_subject": subjects.door("task", program),
+        **_filter(subjects.filters("task", program)),
         "deliver_policy": "all",
         "ack_policy": "explicit",
         "ack_wait": int(ACK_WAIT * 1e9),
@@ -115,6 +117,19 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
         "max_waiting": 4_096,
         "replay_policy": "instant",
     }
+
+
+def _filter(subjects: tuple[str, ...]) -> dict[str, Any]:
+    return {"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": list(subjects)}
+
+
+async def shorten_memory(connection: Connection, subjects: Subjects) -> None:
+    """Make the log forget message ids as soon as it can, so that nobody swallows a message by sending its id first."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    if info["config"].get("duplicate_window") != LEAST_MEMORY:
+        config = info["config"] | {"duplicate_window": LEAST_MEMORY}
+        _refuse(await jetstream_api(connection, f"STREAM.UPDATE.{subjects.stream}", config), "the log's memory of ids")
 
 
 async def jetstream_api(
@@ -192,9 +207,9 @@ async def ensure_consumers(connection: Connection, subjects: Subjects, program: 
     task = task_consumer(subjects, program)
     signal = task | {
         "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
-        "filter_subject": subjects.door("signal", program), "ack_wait": int(SIGNAL_WAIT * 1e9),
+        **_filter(subjects.filters("signal", program)), "ack_wait": int(SIGNAL_WAIT * 1e9),
     }  # fmt: skip
-    wake = task | {
+    wake = {name: value for name, value in task.items() if name != "filter_subjects"} | {
         "durable_name": consumer_name(program, "wake"), "description": f"sleeping tasks of {program} to go on",
         "filter_subject": subjects.wake(program),
     }  # fmt: skip
@@ -202,7 +217,7 @@ async def ensure_consumers(connection: Connection, subjects: Subjects, program: 
         name = config["durable_name"]
         answer = await jetstream_api(
             connection,
-            f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}",
+            f"CONSUMER.CREATE.{stream}.{name}" + (f".{config['filter_subject']}" if "filter_subject" in config else ""),
             {"stream_name": stream, "config": config, "action": ""},
             timeout=30,
         )

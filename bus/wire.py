@@ -273,6 +273,9 @@ class Wire(NatsClient):
         writer = getattr(transport, "_io_writer", None)
         if reader is not None:
             reader._limit = READ_SIZE
+        if writer is not None and writer.transport.get_extra_info("ssl_object") is not None:
+            # The library upgrades to TLS behind asyncio's back, which then warns of a half-closed connection.
+            writer.transport.get_protocol()._over_ssl = True
         try:
             while not (self.is_closed or self.is_reconnecting):
                 if transport.at_eof():

@@ -13,6 +13,7 @@ A process that dies is started again by the one above it. When the root dies, al
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
@@ -113,10 +114,35 @@ def secure(spec: SystemSpec, folder: Folder) -> Secured | None:
         return None
     secured = Secured(folder.path, spec.prefix)
     hosts = [] if spec.host in ("127.0.0.1", "0.0.0.0", "::") else [spec.host]
-    secured.add(hosts=hosts)
+    secured.add(programs=_names_in(spec.plans), hosts=hosts)
     if spec.nats is None:
         adopt_log(folder.path / "server", LOG_ACCOUNT, Subjects(spec.prefix).stream)
     return secured
+
+
+def _names_in(plans: Sequence[Plan]) -> list[str]:
+    """The programs of these plans. They are loaded in a process that ends again, for this one must stay small and
+    forks; it is none of its business when they cannot be: the supervisor says so when it comes to it."""
+    names, ours = [plan.program.name for plan in plans if plan.program], [plan for plan in plans if not plan.program]
+    if not ours:
+        return names
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            found = [program.name for plan in ours for program in _programs(plan)]
+            with os.fdopen(writing, "w") as stream:
+                json.dump(found, stream)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return [*names, *json.loads(said or "[]")]
 
 
 class _Root:
@@ -162,8 +188,6 @@ class _Root:
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return
-        if kind == "loaded" and self.server:
-            self.server.reload()  # the programs may be new ones
         if kind == "refused" and not self.ready:
             self.status = 1
             self.supervisor.stop()
@@ -182,8 +206,6 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     try:
         plans = [(plan, program) for plan in spec.plans for program in _programs(plan)]
         _check_names([program for _, program in plans])
-        if secured:
-            secured.add(programs=[program.name for _, program in plans])
     except DspexError as error:
         link.send({"refused": str(error)})
         return EXIT_REFUSED

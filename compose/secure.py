@@ -12,7 +12,6 @@ Only `identities.json` and the seeds are to be kept; the rest is made from them 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,13 +20,14 @@ from typing import Any
 
 from dspex.bus.access import MAX_PROGRAMS, User, accounts_text
 from dspex.bus.identity import INBOX, make_seed, write_private
+from dspex.compose.settings import SECURE
 from dspex.core.access import Role, account_of, api_prefix, valid_name
 from dspex.core.errors import ConfigurationError
 from dspex.core.subjects import Subjects
 
-__all__ = ["Secured", "adopt_log", "is_secured"]
+__all__ = ["Secured", "adopt_log", "is_secured", "operator_of"]
 
-FOLDER, IDENTITIES, ACCESS = "secure", "identities.json", "access.conf"
+FOLDER, IDENTITIES, ACCESS = SECURE, "identities.json", "access.conf"
 ALONE = (Role.REGISTRAR, Role.ARCHIVIST, Role.OPERATOR, Role.CONSOLE)
 """The roles that a system has one identity of."""
 MAX_CLIENTS = 1000
@@ -173,12 +173,10 @@ class Secured:
             _write_changed(context, self._context(user, _url_of(context)))
 
     def _server_text(self) -> str:
-        place = {name: json.dumps(str(self.folder / name), ensure_ascii=False) for name in ("server.pem", "server-key.pem")}
-        tls = (
-            "tls {\n"
-            f"  cert_file: {place['server.pem']}\n  key_file: {place['server-key.pem']}\n"
-            "  min_version: \"1.2\"\n  timeout: 5\n}\n"
-        )  # fmt: skip
+        certificate, key = (
+            json.dumps(str(self.folder / name), ensure_ascii=False) for name in ("server.pem", "server-key.pem")
+        )
+        tls = f'tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  min_version: "1.2"\n  timeout: 5\n}}\n'
         return tls + accounts_text(self.users, self.subjects)
 
     def _context(self, user: User, url: str) -> str:
@@ -186,12 +184,20 @@ class Secured:
         if user.account != account_of(Role.OPERATOR):
             ours["api"] = api_prefix(self.subjects)
         said = {
-            "description": f"dspex {_stem(user.role, user.name)}", "url": url, "nkey": f"{_stem(user.role, user.name)}.nk",
-            "ca": "ca.pem", "inbox_prefix": user.inbox, "dspex": ours,
+            "description": f"dspex {_stem(user.role, user.name)}", "url": url,
+            "nkey": f"{_stem(user.role, user.name)}.nk", "ca": "ca.pem", "inbox_prefix": user.inbox, "dspex": ours,
         }  # fmt: skip
         if "api" in ours:
             said["jetstream_api_prefix"] = ours["api"].rstrip(".")
         return json.dumps(said, indent=1)
+
+
+def operator_of(data: Path) -> tuple[Path | None, str | None]:
+    """The access rules and the operator's context of a folder whose system does not run; nothing for an open one."""
+    if not is_secured(data):
+        return None, None
+    folder = data.absolute() / FOLDER
+    return folder / ACCESS, str(folder / f"{Role.OPERATOR}.json")
 
 
 def adopt_log(server: Path, account: str, stream: str) -> bool:
@@ -229,7 +235,7 @@ def _url_of(context: Path) -> str:
 def _write_changed(file: Path, text: str) -> None:
     """Write a file unless it says so already: most starts change nothing."""
     try:
-        if file.read_text() == text and not os.stat(file).st_mode & 0o077:
+        if file.read_text() == text and not file.stat().st_mode & 0o077:
             return
     except (OSError, UnicodeDecodeError):
         pass

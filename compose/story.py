@@ -71,14 +71,14 @@ class FileSource:
     """A log in a SQLite file, read without a server."""
 
     def __init__(self, log: Log, prefix: str = "dspex") -> None:
-        self._log, self._subjects = log, Subjects(prefix)
+        self._log, self._subjects = log, Subjects(prefix, tenants=True)
 
     @classmethod
     async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
         """Open a file for reading only. Raises LogError when it is no log of ours."""
         from dspex.store import SqliteLog
 
-        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix)
+        return cls(await SqliteLog.open(path, subjects=Subjects(prefix, tenants=True), readonly=True), prefix)
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         after = int(query.get("after", 0))
@@ -110,10 +110,11 @@ class FileSource:
             raise NotFound(f"the log has no task {task[:40]}")
         story = [found, *await self._log.read(aggregate("task", door[1], task))]
         for kind in ("outcome", "signal"):
-            after = 0
-            while page := await self._log.scan(after, 1000, self._subjects.door(kind, door[1])):
-                story += [entry for entry in page if _names(entry.body, task)]
-                after = page[-1].position
+            for subject in self._subjects.filters(kind, door[1]):
+                after = 0
+                while page := await self._log.scan(after, 1000, subject):
+                    story += [entry for entry in page if _names(entry.body, task)]
+                    after = page[-1].position
         return sorted(story, key=lambda entry: entry.position)
 
     def _shown(self, entry: Entry) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def _with_log(options: Options, settings: Settings, file: Path, against_log: boo
     """Verify with the log at hand: of the system that runs, else of the data folder's own server, started for it."""
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.core.errors import ConnectionFailed
 
     own = file.absolute() == (settings.data / ARCHIVE).absolute()
@@ -82,8 +83,9 @@ def _with_log(options: Options, settings: Settings, file: Path, against_log: boo
             raise ConnectionFailed(f"{error}; --repair and --against-log need the log") from None
     folder = Folder(settings.data)
     try:
-        with Server(folder.path / "server", durability="power") as server:
-            return options.run(_of_server(server.url, settings.prefix, file, against_log, repair))
+        access, credentials = operator_of(folder.path)
+        with Server(folder.path / "server", durability="power", access=access) as server:
+            return options.run(_of_server(server.url, settings.prefix, credentials, file, against_log, repair))
     finally:
         folder.close()
 
@@ -108,12 +110,14 @@ async def _of_system(options: Options, file: Path, own: bool, against_log: bool,
         return await _beside(caller.client, caller.subjects, file, against_log, repair)
 
 
-async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repair: bool) -> Found:
+async def _of_server(
+    url: str, prefix: str, credentials: str | None, file: Path, against_log: bool, repair: bool
+) -> Found:
     from dspex.bus.client import Client
-    from dspex.core.subjects import Subjects
+    from dspex.bus.identity import subjects_of
 
-    async with await Client.connect(url, name="dspex verify", wait=10.0) as client:
-        return await _beside(client, Subjects(prefix), file, against_log, repair)
+    async with await Client.connect(url, name="dspex verify", wait=10.0, credentials=credentials) as client:
+        return await _beside(client, subjects_of(prefix, credentials), file, against_log, repair)
 
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
@@ -162,6 +166,7 @@ def restore(options: Options, file: Path) -> int:
     """
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.compose.settings import load_settings
 
     settings = load_settings({"nats": options.nats, "data": options.data, "prefix": options.prefix})
@@ -171,8 +176,9 @@ def restore(options: Options, file: Path) -> int:
         return options.run(_restore(options, file, settings.nats, settings.prefix, settings.credentials))
     folder = Folder(settings.data)
     try:
-        with Server(folder.path / "server", durability="power") as server:
-            return options.run(_restore(options, file, server.url, settings.prefix, None))
+        access, credentials = operator_of(folder.path)
+        with Server(folder.path / "server", durability="power", access=access) as server:
+            return options.run(_restore(options, file, server.url, settings.prefix, credentials))
     finally:
         folder.close()
 
@@ -180,11 +186,11 @@ def restore(options: Options, file: Path) -> int:
 async def _restore(options: Options, file: Path, url: str, prefix: str, credentials: str | None) -> int:
     from dspex.agents.restoring import restore as rebuild
     from dspex.bus.client import Client
-    from dspex.core.subjects import Subjects
+    from dspex.bus.identity import subjects_of
 
     client = await Client.connect(url, name="dspex restore", credentials=credentials)
     try:
-        last = await rebuild(file, client, Subjects(prefix))
+        last = await rebuild(file, client, subjects_of(prefix, credentials))
     finally:
         await client.close()
     if options.json:

@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": ("archive", "verify"),
     "restore": ("archive", "restore"),
     "vars": ("variables", "variables"),
+    "secure": ("secure", "secure"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
 }

@@ -17,8 +17,9 @@ from typing import Literal
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "API", "LOG_ACCOUNT", "RULES", "SYSTEM", "Role", "Rule", "System", "account_of", "api_prefix",
-    "filled", "local_subject", "rules_for", "valid_name",
+    "AMONG_AGENTS", "API", "LOG_ACCOUNT", "RULES", "SYSTEM", "Role", "Rule", "System", "account_of", "api_prefix",
+    "filled", "local_subject", "rules_for",
+    "served_subject", "valid_name",
 ]  # fmt: skip
 
 API = "$JS.API."
@@ -48,7 +49,8 @@ class Rule:
     `subject` is a template: `{p}` the prefix, `{log}` and `{timer}` the streams, `{program}` a program. `by` says whose
     account serves it: that of the log, or that of the program's agents. `own` and `all` are who may send there: an
     agent of this very program, or the callers for every program. `long` is for answers that take as long as a task.
-    `local`, when given, is what the caller sends to instead.
+    `local`, when given, is what the caller sends to instead. With `tenant` the server writes the caller's account
+    behind the subject.
     """
 
     subject: str
@@ -59,6 +61,7 @@ class Rule:
     replies: Replies = "one"
     long: bool = False
     local: str = ""
+    tenant: bool = False
 
     @property
     def callers(self) -> tuple[Role, ...]:
@@ -71,7 +74,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a role inside the log's own account may publish and subscribe to."""
+    """What a role may publish and subscribe to in its own account."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -85,9 +88,10 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.result.{program}", "agent", "the result of a task of one's own", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.variables.{program}.get", "agent", "the values in force", all=_CLIENTS),
     Rule("$SRV.>", "agent", "what runs", all=_CONSOLE, replies="many"),
-    Rule("{p}.task.{program}", "log", "submit a task", all=(*_CLIENTS, Role.AGENT)),
-    Rule("{p}.outcome.{program}", "log", "score a task", all=_CLIENTS),
-    Rule("{p}.signal.{program}", "log", "tell a task of one's own something", all=_CLIENTS),
+    Rule("{p}.task.{program}", "log", "submit a task", all=(*_CLIENTS, Role.AGENT), tenant=True),
+    Rule("{p}.task.{program}.*", "log", "store an ask for whoever asks", own=_AGENT),
+    Rule("{p}.outcome.{program}", "log", "score a task", all=_CLIENTS, tenant=True),
+    Rule("{p}.signal.{program}", "log", "tell a task of one's own something", all=(*_CLIENTS, Role.AGENT), tenant=True),
     Rule("{p}.event.task.{program}.*", "log", "the life of its tasks", own=_AGENT),
     Rule("{p}.event.inbox.{program}.*", "log", "signals that arrived", own=_AGENT),
     Rule("{p}.event.key.{program}.*", "log", "whose an idempotency key is", own=_AGENT),
@@ -135,9 +139,15 @@ SYSTEM: dict[Role, System] = {
         subscribe=("{p}.archive.*", "$SRV.>", "_INBOX.>"),
     ),
     Role.OPERATOR: System(publish=(">",), subscribe=(">",)),
-}  # fmt: skip
+}
 """The roles inside the log's account. The operator is nobody's while a system runs: `dspex verify` and `restore` use
 it on a system that is down."""
+
+AMONG_AGENTS = System(
+    publish=("{p}.result.{program}", "{p}.control.{program}.*", *_ANSWERS),
+    subscribe=("{p}.control.{program}.*", "{p}.event.*.{program}.*", "_INBOX.>"),
+)
+"""What the agents of one program say among themselves, in the account that they share."""
 
 
 def valid_name(name: str) -> bool:
@@ -165,9 +175,13 @@ def rules_for(role: Role, by: Served | None = None) -> Iterator[Rule]:
 
 def filled(template: str, subjects: Subjects, program: str = "*") -> str:
     """A template with its names put in."""
-    return template.format(
-        p=subjects.prefix, log=subjects.stream, timer=subjects.timer_stream, program=program
-    )
+    return template.format(p=subjects.prefix, log=subjects.stream, timer=subjects.timer_stream, program=program)
+
+
+def served_subject(rule: Rule, subjects: Subjects, program: str, account: str) -> str:
+    """Where a message of an account arrives under a rule."""
+    subject = filled(rule.subject, subjects, program)
+    return f"{subject}.{account}" if rule.tenant else subject
 
 
 def api_prefix(subjects: Subjects) -> str:

@@ -10,7 +10,7 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT",
-    "REPLY", "TASK", "WAIT", "deadline_of", "key_of", "reply_of", "wait_of",
+    "REPLY", "REQUEST_INFO", "TASK", "WAIT", "deadline_of", "key_of", "reply_of", "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -26,6 +26,8 @@ REPLY = "Dspex-Reply"
 """Where the answer of an ask goes; an agent adds it when it stores the submission."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+REQUEST_INFO = "Nats-Request-Info"
+"""Which account a request is from: the server says it of every request from another account."""
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 
