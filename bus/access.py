@@ -120,8 +120,7 @@ def _exports(
                 and (user.role in rule.all or (user.role in rule.own and user.name == program))
             })  # fmt: skip
             if rule.tenant:
-                for caller in callers:
-                    lines.append(_export(rule, served_subject(rule, subjects, program, caller), [caller]))
+                lines += [_export(rule, served_subject(rule, subjects, program, one), [one]) for one in callers]
             elif callers:
                 lines.append(_export(rule, filled(rule.subject, subjects, program), callers))
     return lines

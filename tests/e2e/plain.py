@@ -106,13 +106,14 @@ class Plain:
         self.nc = connection
 
     @classmethod
-    async def connect(cls, url: str) -> Plain:
+    async def connect(cls, url: str, **options: Any) -> Plain:
         async def quiet(error: Exception) -> None:
             pass
 
         return cls(
             await nats.connect(
-                url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, ping_interval=5, error_cb=quiet, connect_timeout=5
+                url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, ping_interval=5, error_cb=quiet, connect_timeout=5,
+                **options,
             )
         )
 
