@@ -27,8 +27,8 @@ from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 
 __all__ = [
-    "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program", "effect",
-    "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen",
+    "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
+    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
