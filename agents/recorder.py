@@ -97,8 +97,13 @@ class Recorder:
             self._under_way += 1
             try:
                 with Performing(self._life, call.key):
-                    if call.outside:
-                        await self._before(call)
+                    # What may be done again need not wait, within a bound.
+                    if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                        try:
+                            await self.writer.flush()
+                        except Exception as error:
+                            self._break(error)
+                        self._check()
                     record = await self._act(call)
             finally:
                 self._under_way -= 1
@@ -108,16 +113,6 @@ class Recorder:
             if call.outside:
                 self.writer.write_soon()
         return outcome_of(call, record)
-
-    async def _before(self, call: Call) -> None:
-        """What must be in the log before the effect begins is there. What may be done again need not wait for it."""
-        if call.read_only and self.writer.size < MAX_COMMIT:
-            return
-        try:
-            await self.writer.flush()
-        except Exception as error:
-            self._break(error)
-        self._check()
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()

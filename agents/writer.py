@@ -92,7 +92,12 @@ class Writer:
                 self._turn.append(turn)
                 await turn
             else:
-                await self._write()
+                events, count = self._take()
+                try:
+                    await self._append(events, count)
+                except asyncio.CancelledError:  # of whoever asks: what is under way is seen through without him
+                    self._write_apart(events, count)
+                    raise
 
     async def rest(self, room: int) -> list[Payload]:
         """What has not been written, at most `room` bytes, for the last commit to take along."""
@@ -114,15 +119,6 @@ class Writer:
         self._later = None
         if self._pending and not (self._writing or self.closed or self._lost):
             self._write_apart(*self._take())
-
-    async def _write(self) -> None:
-        """Write in the coroutine of whoever asks. When that is cancelled, what is under way is seen through apart."""
-        events, count = self._take()
-        try:
-            await self._append(events, count)
-        except asyncio.CancelledError:
-            self._write_apart(events, count)
-            raise
 
     def _write_apart(self, events: list[Event], count: int) -> None:
         # Past the task factory and in an empty context: this is no branch of the program.
