@@ -340,7 +340,7 @@ def _opaque(value: object) -> str:
 def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
     """The record of an effect that gave a result. Raises EffectFailed when the result has no form in JSON."""
     try:
-        body = call.adapter.serializer.to_json(result, warnings="none")
+        body = call.adapter.serializer.to_json(result, warnings=False)
         msgspec.json.decode(body)
     except Exception as error:
         raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
