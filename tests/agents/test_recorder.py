@@ -88,11 +88,11 @@ async def recorder(fake: Fake) -> Recorder:
     return Recorder(fake, [], asyncio.get_running_loop())
 
 
-def call(key: str, act: Callable[[], Any] = lambda: 1, *, outside: bool = True, digest: str = "d") -> Call:
+def call(key: str, act: Callable[[], Any] = lambda: 1, *, digest: str = "d", **kind: bool) -> Call:
     async def perform() -> Any:
         return act()
 
-    return Call(key=key, name=key, digest=digest, act=perform, adapter=TypeAdapter(Any), outside=outside)
+    return Call(key=key, name=key, digest=digest, act=perform, adapter=TypeAdapter(Any), **kind)
 
 
 async def test_the_claim_is_in_the_log_before_the_first_effect_leaves(fake: Fake, recorder: Recorder) -> None:
@@ -364,3 +364,39 @@ async def test_records_that_could_not_be_written_are_not_forgotten_by_the_end(fa
     assert isinstance(recorder.broken, LogError)
     with pytest.raises(LogError):
         await recorder.rest()
+
+
+# -- effects that only read
+
+
+async def test_what_only_reads_waits_for_nothing_and_shares_a_commit(fake: Fake, recorder: Recorder) -> None:
+    for key in "abc":
+        assert await recorder.perform(call(key, lambda: len(fake.commits), read_only=True)) == 0
+    assert await recorder.perform(call("d", lambda: fake.keys)) == ["a", "b", "c"]
+    assert len(fake.commits) == 1
+
+
+async def test_what_only_reads_is_written_soon(fake: Fake, recorder: Recorder) -> None:
+    await recorder.perform(call("a", read_only=True))
+    await asyncio.sleep(BEHIND + 0.05)
+    assert [type(p).__name__ for p in fake.commits[0]] == ["TaskClaimed", "EffectRecorded"]
+
+
+async def test_what_only_reads_does_not_run_ahead_of_the_log_without_bound(fake: Fake, recorder: Recorder) -> None:
+    gate = asyncio.Event()
+    fake.turn = gate.wait
+    done: list[int] = []
+
+    async def read() -> None:
+        for n in range(40):
+            await recorder.perform(call(f"k{n}", lambda: "x" * 30_000, read_only=True))
+            done.append(n)
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.1)
+    assert sum(30_000 for _ in done) <= 3 * MAX_COMMIT
+    assert not reading.done()
+    gate.set()
+    await reading
+    assert len(done) == 40
+    assert fake.most == 1
