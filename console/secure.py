@@ -109,6 +109,32 @@ def show(options: Options) -> int:
     return 0
 
 
+@secure.command(short_help="Print who may send what.")
+@common
+def rules(options: Options) -> int:
+    """Print every subject of a secured system, who may send there and what for; as tables for a page of Markdown."""
+    from dspex.core.access import system_table, table
+    from dspex.core.subjects import Subjects
+
+    subjects = Subjects(options.settings().prefix)
+    between, within = table(subjects), system_table(subjects)
+    if options.json:
+        for subject, who, by, why in between:
+            print_json({"subject": subject, "who": who, "served_by": by, "why": why})
+        return 0
+    click.echo("| subject | who may send there | served by | what for |\n|---|---|---|---|")
+    for subject, who, by, why in between:
+        click.echo(f"| `{subject}` | {who} | {by} | {why} |")
+    click.echo("\n| within one account | may publish | may subscribe to |\n|---|---|---|")
+    for role, publish, subscribe in within:
+        click.echo(f"| {role} | {_code(publish)} | {_code(subscribe)} |")
+    return 0
+
+
+def _code(subjects: str) -> str:
+    return ", ".join(f"`{subject}`" for subject in subjects.split())
+
+
 def _existing(options: Options) -> Secured:
     from dspex.compose.secure import Secured, is_secured
     from dspex.core.errors import ConfigurationError

@@ -19,7 +19,7 @@ from dspex.core.subjects import Subjects
 __all__ = [
     "AMONG_AGENTS", "API", "LOG_ACCOUNT", "RULES", "SYSTEM", "Role", "Rule", "System", "account_of", "api_prefix",
     "filled", "local_subject", "rules_for",
-    "served_subject", "valid_name",
+    "served_subject", "system_table", "table", "valid_name",
 ]  # fmt: skip
 
 API = "$JS.API."
@@ -176,6 +176,30 @@ def rules_for(role: Role, by: Served | None = None) -> Iterator[Rule]:
 def filled(template: str, subjects: Subjects, program: str = "*") -> str:
     """A template with its names put in."""
     return template.format(p=subjects.prefix, log=subjects.stream, timer=subjects.timer_stream, program=program)
+
+
+def table(subjects: Subjects) -> list[tuple[str, str, str, str]]:
+    """Every rule for people: the subject, who may send there, whose account serves it, and what for."""
+    rows = []
+    for rule in RULES:
+        own = [f"{role} of the program" for role in rule.own]
+        who = ", ".join([*own, *(str(role) for role in rule.all)])
+        subject = filled(rule.subject, subjects, "<program>") + (".<account>" if rule.tenant else "")
+        rows.append((subject, who, "the log" if rule.by == "log" else "the program", rule.why))
+    return rows
+
+
+def system_table(subjects: Subjects) -> list[tuple[str, str, str]]:
+    """What is said within one account: the role, what it may publish, what it may subscribe to."""
+    said = [(str(role), system) for role, system in SYSTEM.items()] + [("agents of one program", AMONG_AGENTS)]
+    return [
+        (
+            role,
+            " ".join(filled(each, subjects, "<program>") for each in system.publish),
+            " ".join(filled(each, subjects, "<program>") for each in system.subscribe),
+        )
+        for role, system in said
+    ]
 
 
 def served_subject(rule: Rule, subjects: Subjects, program: str, account: str) -> str:
