@@ -88,9 +88,10 @@ class _Registrar:
         epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
         self.restored = await streams.restored_to(client, subjects)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
-        await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
         if subjects.tenants:
             await streams.shorten_memory(client, subjects)
+        else:
+            await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
         log = self.log = JetStreamLog(client, subjects, epoch)
         service = Service(
             client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
@@ -117,6 +118,8 @@ class _Registrar:
 
     async def _lead_under(self, lease: Lease, client: Client, service: Service) -> None:
         await self._recall()
+        if self.subjects.tenants:
+            await streams.split_timers(client, self.subjects, self.programs)
         await self._open_doors(client, list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
@@ -212,6 +215,9 @@ class _Registrar:
 
     async def _open_doors(self, client: Client, programs: list[str]) -> None:
         await streams.set_doors(client, self.subjects, self.programs)
+        if self.subjects.tenants:
+            for name in programs:
+                await streams.ensure_stream(client, streams.timer_stream(self.subjects, self.spec.replicas, name))
         for start in range(0, len(programs), 64):
             await asyncio.gather(
                 *(streams.ensure_consumers(client, self.subjects, name) for name in programs[start : start + 64])

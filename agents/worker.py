@@ -102,7 +102,7 @@ class Worker:
         stream, few = self.subjects.stream, max(1, self._slots // 4)
         tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
         wakes = Puller(
-            self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
+            self.client, self.subjects.timers(self.name), consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(

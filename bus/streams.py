@@ -6,8 +6,9 @@ states its consumer limit: each of these loses or forges acknowledged messages i
 
 from __future__ import annotations
 
+import base64
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -18,7 +19,8 @@ from dspex.core.subjects import Subjects
 
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream",
-    "log_stream", "restored_to", "set_doors", "shorten_memory", "task_consumer", "timer_stream",
+    "log_stream", "restored_to", "set_doors", "shorten_memory", "split_timers",
+    "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -82,13 +84,13 @@ def lease_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
     }
 
 
-def timer_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
+def timer_stream(subjects: Subjects, replicas: int = 1, program: str = "*") -> dict[str, Any]:
     """Timers that turn into wakes when they are due, and wakes that wait to be taken. The only stream with schedules,
     because whoever may write a schedule can write any of its stream's subjects."""
     return {
-        "name": subjects.timer_stream,
+        "name": subjects.timers(program),
         "description": "dspex: timers of sleeping tasks, and wakes",
-        "subjects": [f"{subjects.prefix}.timer.>", f"{subjects.prefix}.wake.>"],
+        "subjects": [subjects.timer(program, "*"), subjects.wake(program)],
         "retention": "workqueue",
         "storage": "file",
         "num_replicas": replicas,
@@ -117,6 +119,37 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
         "max_waiting": 4_096,
         "replay_policy": "instant",
     }
+
+
+async def split_timers(connection: Connection, subjects: Subjects, programs: Collection[str]) -> None:
+    """Give up the stream in which a system that was open to all had the timers of every program: wake each task that
+    has one there. A task that was to sleep on sets its timer again, in the stream of its program.
+
+    It is told first and then forgotten; who dies in between tells it again, and a wake too many does no harm.
+    """
+    old = subjects.timer_stream
+    info = await jetstream_api(connection, f"STREAM.INFO.{old}")
+    if _code(info) in NOT_FOUND:
+        return
+    _refuse(info, f"the stream {old}")
+    unused = f"{subjects.prefix}.timers-of-all"
+    if info["config"]["subjects"] != [unused]:  # so that the streams of the programs can have theirs
+        config = info["config"] | {"subjects": [unused]}
+        _refuse(await jetstream_api(connection, f"STREAM.UPDATE.{old}", config), f"the stream {old}")
+    position = 0
+    while True:
+        what = {"seq": position + 1, "next_by_subj": ">"}
+        answer = await jetstream_api(connection, f"STREAM.MSG.GET.{old}", what)
+        if "message" not in answer:
+            break
+        position, subject = answer["message"]["seq"], answer["message"]["subject"].split(".")
+        if subject[2] not in programs:  # a stranger's
+            continue
+        await ensure_stream(connection, timer_stream(subjects, info["config"]["num_replicas"], subject[2]))
+        body = base64.b64decode(answer["message"].get("data", ""))
+        reply = await connection.request(subjects.wake(subject[2]), body, timeout=5.0)
+        _refuse(msgspec.json.decode(reply.data or b'{"error": {}}'), f"a wake of {subject[2]}")
+    _refuse(await jetstream_api(connection, f"STREAM.DELETE.{old}"), f"the stream {old}")
 
 
 def _filter(subjects: tuple[str, ...]) -> dict[str, Any]:
@@ -213,7 +246,7 @@ async def ensure_consumers(connection: Connection, subjects: Subjects, program: 
         "durable_name": consumer_name(program, "wake"), "description": f"sleeping tasks of {program} to go on",
         "filter_subject": subjects.wake(program),
     }  # fmt: skip
-    for stream, config in ((subjects.stream, task), (subjects.stream, signal), (subjects.timer_stream, wake)):
+    for stream, config in ((subjects.stream, task), (subjects.stream, signal), (subjects.timers(program), wake)):
         name = config["durable_name"]
         answer = await jetstream_api(
             connection,

@@ -53,7 +53,7 @@ class Secured:
 
     def __init__(self, data: Path, prefix: str = "dspex") -> None:
         self.folder = data.absolute() / FOLDER
-        self.subjects = Subjects(prefix)
+        self.subjects = Subjects(prefix, tenants=True)
         self._known = self._load()
         if self._known.prefix != prefix:
             raise ConfigurationError(

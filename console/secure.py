@@ -116,7 +116,7 @@ def rules(options: Options) -> int:
     from dspex.core.access import system_table, table
     from dspex.core.subjects import Subjects
 
-    subjects = Subjects(options.settings().prefix)
+    subjects = Subjects(options.settings().prefix, tenants=True)
     between, within = table(subjects), system_table(subjects)
     if options.json:
         for subject, who, by, why in between:

@@ -46,7 +46,8 @@ Replies = Literal["none", "one", "many"]
 class Rule:
     """One subject that is served to other accounts.
 
-    `subject` is a template: `{p}` the prefix, `{log}` and `{timer}` the streams, `{program}` a program. `by` says whose
+    `subject` is a template: `{p}` the prefix, `{log}` the log's stream, `{timer}` the program's of timers,
+    `{program}` a program. `by` says whose
     account serves it: that of the log, or that of the program's agents. `own` and `all` are who may send there: an
     agent of this very program, or the callers for every program. `long` is for answers that take as long as a task.
     `local`, when given, is what the caller sends to instead. With `tenant` the server writes the caller's account
@@ -126,8 +127,8 @@ _READS = (
 SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
-            *_READS, "$JS.API.STREAM.UPDATE.*", "$JS.API.CONSUMER.CREATE.{timer}.>", "{p}.event.program.*.*",
-            "{p}.event.agent.*.*", "{p}.lease.registrar", *_ANSWERS,
+            *_READS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
+            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.wake.*", "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),
     ),
@@ -175,7 +176,10 @@ def rules_for(role: Role, by: Served | None = None) -> Iterator[Rule]:
 
 def filled(template: str, subjects: Subjects, program: str = "*") -> str:
     """A template with its names put in."""
-    return template.format(p=subjects.prefix, log=subjects.stream, timer=subjects.timer_stream, program=program)
+    return template.format(
+        p=subjects.prefix, log=subjects.stream, timer=subjects.timers(program), timers=subjects.timer_stream,
+        program=program,
+    )  # fmt: skip
 
 
 def table(subjects: Subjects) -> list[tuple[str, str, str, str]]:

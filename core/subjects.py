@@ -79,6 +79,11 @@ class Subjects:
         """The stream of timers and wakes; written by agents only."""
         return f"{self.stream}_TIMER"
 
+    def timers(self, program: str) -> str:
+        """The stream of a program's timers and wakes. With access rules each has its own: whoever may write a schedule
+        may wipe the stream that holds it."""
+        return f"{self.timer_stream}_{program}" if self.tenants else self.timer_stream
+
     def timer(self, program: str, task: str) -> str:
         """Where the one timer of a task stands."""
         return f"{self.prefix}.timer.{program}.{task}"

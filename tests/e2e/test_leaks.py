@@ -46,6 +46,7 @@ class Side:
     mallory: Plain
     alice: Plain
     god: Plain
+    timers: str
 
     async def last(self, subject: str, stream: str = "DSPEX") -> bytes | None:
         """The newest message on a subject."""
@@ -90,7 +91,7 @@ async def plain_side(one_account: Running) -> AsyncIterator[Side]:
     client = url.replace("system:s", "client:c")
     async with await Plain.connect(client) as mallory, await Plain.connect(client) as alice:
         async with await Plain.connect(url) as god:
-            yield Side(mallory, alice, god)
+            yield Side(mallory, alice, god, "DSPEX_TIMER")
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ async def our_side(guarded: Running) -> AsyncIterator[Side]:
     secured, url = identities(guarded.data), guarded.url
     who = [(Role.CLIENT, "mallory"), (Role.CLIENT, "alice"), (Role.OPERATOR, "")]
     clients = [await connect(url, secured.context(role, name)) for role, name in who]
-    yield Side(*clients)
+    yield Side(*clients, "DSPEX_TIMER_waits")
     for client in clients:
         await client.close()
 
@@ -131,7 +132,7 @@ async def test_a_header_forges_a_scheduled_message(plain_side: Side, our_side: S
     async def attack(side: Side) -> bool:
         headers = {"Nats-Schedule": "@at 2099-01-01T00:00:00Z", "Nats-Schedule-Target": "dspex.wake.waits"}
         await side.send("dspex.timer.waits.900002", headers=headers)
-        return await side.last("dspex.timer.waits.900002", "DSPEX_TIMER") is not None
+        return await side.last("dspex.timer.waits.900002", side.timers) is not None
 
     assert await attack(plain_side)
     assert not await attack(our_side)
@@ -143,11 +144,11 @@ async def test_a_rollup_header_wipes_the_timers_of_others(plain_side: Side, our_
         task = await side.alice.submit("waits", wait)
         timer = f"dspex.timer.waits.{task}"
         async with asyncio.timeout(20):
-            while await side.last(timer, "DSPEX_TIMER") is None:
+            while await side.last(timer, side.timers) is None:
                 await asyncio.sleep(0.05)
         for subject in ("dspex.timer.waits.900003", "dspex.wake.waits", "dspex.outcome.waits", "dspex.task.waits"):
             await side.send(subject, headers={"Nats-Rollup": "all"})
-        return await side.last(timer, "DSPEX_TIMER") is None
+        return await side.last(timer, side.timers) is None
 
     assert await attack(plain_side)
     assert not await attack(our_side)
@@ -172,7 +173,7 @@ async def test_a_call_of_the_stream_api_erases_an_event(plain_side: Side, our_si
         message = await side.god.nc.jetstream().get_last_msg("DSPEX", event)
         calls = {
             "STREAM.MSG.DELETE.DSPEX": {"seq": message.seq}, "STREAM.PURGE.DSPEX": {"filter": event},
-            "STREAM.DELETE.DSPEX_TIMER": {}, "CONSUMER.DELETE.DSPEX.signal-work": {},
+            "STREAM.DELETE.DSPEX_LEASE": {}, "CONSUMER.DELETE.DSPEX.signal-work": {},
         }  # fmt: skip
         answers = []
         for verb, body in calls.items():
@@ -310,6 +311,19 @@ async def test_an_agent_serves_its_program_and_nothing_else(guarded: Running, ou
         assert await our_side.last(forged) is None
         after = (await our_side.god.nc.jetstream().stream_info("DSPEX")).state.last_seq
         assert after > before, "it may submit, and did"
+        # What it writes into its own timers touches nobody else's.
+        wait = {"task": "t", "book": "", "do": "sleep", "seconds": 600}
+        task = await our_side.alice.submit("waits", wait | {"book": str(guarded.data.parent / "book")})
+        timer = f"dspex.timer.waits.{task}"
+        async with asyncio.timeout(20):
+            while await our_side.last(timer, our_side.timers) is None:
+                await asyncio.sleep(0.05)
+        for headers in (
+            {"Nats-Rollup": "all"}, {"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": timer},
+        ):  # fmt: skip
+            with suppress(NatsError, JetStreamError):
+                await agent.nc.jetstream().publish("dspex.timer.work.1", b"{}", headers=headers, timeout=1)
+        assert await our_side.last(timer, our_side.timers) is not None
         # It cannot make another program known either.
         registration = {"program": "waits", "fingerprint": "x", "doc": "", "input_schema": {}, "output_schema": {},
                         "variables": {}, "app": ""}  # fmt: skip

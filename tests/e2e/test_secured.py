@@ -136,3 +136,26 @@ def test_no_process_shows_a_seed_and_no_file_but_the_seeds_has_one(system: Runni
     assert not [seed[:6] for seed in seeds for text in shown if seed in text]
     private = [file for file in (system.data / "secure").iterdir() if file.stat().st_mode & 0o077]
     assert private == []
+
+
+async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
+    """A task that slept when the rules came wakes, and what was stored before is for the console only."""
+    data, book = tmp_path / "data", tmp_path / "book"
+    book.touch()
+    with Running(data, (f"{LASTING}:Waits", 1)) as system:
+        async with await system.plain() as plain:
+            wait = {"task": "a", "book": str(book), "do": "sleep", "seconds": 4}
+            done = await plain.submit("waits", wait | {"seconds": 0})
+            await plain.final("waits", done)
+            task = await plain.submit("waits", wait)
+            await plain.until(lambda story: "TaskSleeping" in story.types(f"task.waits.{task}"))
+    secured = identities(data, "alice")
+    with Running(data, (f"{LASTING}:Waits", 1), secure=True) as system:
+        console = await connect(system.url, secured.context(Role.CONSOLE))
+        alice = await connect(system.url, secured.context(Role.CLIENT, "alice"))
+        async with console, alice:
+            assert (await console.final("waits", task)).json["said"] == "None"
+            assert (await alice.result("waits", task, wait="0")).code == 404
+            assert (await console.result("waits", done, wait="0")).code is None
+    lines = book.read_text().split("\n")
+    assert len([line for line in lines if line.startswith("a 1")]) == 2, "its last step was done once"
