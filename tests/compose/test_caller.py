@@ -93,7 +93,7 @@ async def test_a_result_is_waited_for_over_the_death_of_the_server(shared: Runni
 
 async def test_a_submission_that_the_server_did_not_confirm_says_so(shared: Running, caller: Caller) -> None:
     server = shared.server()
-    os.kill(server, signal.SIGSTOP)
+    freeze(server)
     try:
         with pytest.raises(Unavailable, match="try again with a key"):
             await caller.submit("nap", nap(1))
