@@ -185,7 +185,8 @@ def _arguments(request: Any) -> str:
     """What an effect was asked, when that was recorded and is not nothing."""
     if not isinstance(request, list) or len(request) != 2:
         return ""
-    words = [compact(value) for value in request[0]] + [f"{name}={compact(value)}" for name, value in request[1].items()]
+    args, kwargs = request
+    words = [compact(value) for value in args] + [f"{name}={compact(value)}" for name, value in kwargs.items()]
     return f"({', '.join(words)})" if words else ""
 
 

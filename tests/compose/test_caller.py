@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.e2e.conftest import Running, shared
+from tests.e2e.running import freeze
 
 from dspex.compose.caller import Caller
 from dspex.core.errors import ConnectionFailed, InvalidInput, NotFound, ProgramFailed, TaskError, Unavailable
