@@ -1,0 +1,68 @@
+"""The steps as a dspex program. Arguments: folder, workflows, steps, level, way. Prints one JSON object.
+
+The level is "process" (every record acknowledged by the log's process before the next step begins, no fsync), "power"
+(the same, on disk with fsync), or "behind" (the step only reads, so its record is written while the next goes on). The
+way is "log" (one copy, as the peers keep) or "archive" (a checksummed second copy beside it, as dspex comes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from dspex import Program, Schema, System, effect
+
+
+async def step(state: dict[str, int]) -> dict[str, int]:
+    return {"n": state["n"] + 1}
+
+
+class Flow(Program):
+    timeout = 3000
+    written = effect(name="step")(step)
+    behind = effect(name="step", read_only=True)(step)
+
+    class Input(Schema):
+        steps: int
+        behind: bool = False
+
+    class Output(Schema):
+        n: int
+
+    async def predict(self, input: Input) -> Output:
+        state = {"n": 0}
+        take = Flow.behind if input.behind else Flow.written
+        for _ in range(input.steps):
+            state = await take(state)
+        return self.Output(n=state["n"])
+
+
+async def main(folder: str, workflows: int, steps: int, level: str, way: str) -> None:
+    behind = level == "behind"
+    durability = "power" if level == "power" else "process"
+    data = f"{folder}/ours-{time.time_ns()}"
+    async with System(Flow, data=data, durability=durability, archive=way == "archive") as system:
+
+        async def run(at_once: int, count: int) -> float:
+            started = time.perf_counter()
+            for _ in range(count // at_once):
+                asked = [system.aask(steps=steps, behind=behind) for _ in range(at_once)]
+                assert {output.n for output in await asyncio.gather(*asked)} == {steps}
+            return count * steps / (time.perf_counter() - started)
+
+        await run(1, 2)
+        alone = await run(1, max(4, workflows // 20))
+        rate = await run(workflows, workflows)
+        task = await system.asubmit(steps=steps, behind=behind)
+        await system.aresult(task)
+        kinds = [event["type"] for event in await system.aevents(task)]
+        assert kinds.count("EffectRecorded") == steps, kinds
+    said = {"process": "acknowledged by nats-server", "power": "fsynced by nats-server", "behind": "read_only"}[level]
+    copies = "with its archive" if way == "archive" else "log only"
+    print(json.dumps({"rate": rate, "alone": alone, "version": "dspex", "said": f"{said}, {copies}"}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]))
