@@ -14,7 +14,8 @@ a step is differs, so those that are as safe as each other are compared:
   `read_only`. LangGraph: durability "async", synchronous=OFF. DBOS has none.
 
 Each peer is first tried in the ways it offers (one after the other, threads, asyncio), and is measured in its fastest.
-"alone" is one workflow at a time. Absolute figures are of this machine and this hour; the ratios are what travels.
+"alone" is one workflow at a time; "CPU" is the processor time of all processes for a step, which does not depend on
+what else the machine does. Absolute figures are of this machine and this hour; the ratios are what travels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 STEPS = Path(__file__).with_name("steps")
 PACKAGES = {"langgraph": ["langgraph", "langgraph-checkpoint-sqlite", "aiosqlite"], "dbos": ["dbos"]}
@@ -47,6 +49,7 @@ class Row:
     python: Path
     rates: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     version: str = ""
     said: str = ""
 
@@ -61,6 +64,7 @@ class Row:
             raise RuntimeError((words or "it said nothing").splitlines()[-1][:300]) from None
         self.rates.append(found["rate"])
         self.alone.append(found["alone"])
+        self.cpu.append(found["cpu"])
         self.version, self.said = found["version"], found["said"]
         return self.rates[-1]
 
@@ -134,22 +138,28 @@ def report(rows: list[Row], *, as_json: bool) -> None:
         here = [row for row in rows if row.level == level]
         own = next((row for row in here if row.system == "dspex" and row.way == "log"), None)
         for row in here:
-            rate, alone = median(row.rates), median(row.alone)
-            told.append({
-                "level": level, "system": row.version, "steps_per_second": round(rate), "alone": round(alone),
-                "rounds": [round(each) for each in row.rates], "durability": row.said,
-                "dspex_is": round(median(own.rates) / rate, 1) if own else None,
-                "dspex_alone_is": round(median(own.alone) / alone, 1) if own else None,
-            })  # fmt: skip
+            line: dict[str, Any] = {
+                "level": level, "system": row.version, "durability": row.said, "rounds": list(map(round, row.rates)),
+                "steps_per_second": round(median(row.rates)), "alone": round(median(row.alone)),
+                "cpu_us": round(median(row.cpu) * 1e6),
+            }  # fmt: skip
+            if own and own is not row:
+                line["dspex_is"] = round(median(own.rates) / median(row.rates), 1)
+                line["dspex_alone_is"] = round(median(own.alone) / median(row.alone), 1)
+                line["of_the_cpu"] = round(median(row.cpu) / median(own.cpu), 1) if median(own.cpu) else None
+            told.append(line)
     if as_json:
         print(json.dumps(told))
         return
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, load {load}")
     for line in told:
+        rate, alone, cpu = line["steps_per_second"], line["alone"], line["cpu_us"]
         print(f"\n{line['level']:8} {line['system']}: {line['durability']}")
-        print(f"         {line['steps_per_second']:>8,} steps/s at once   {line['alone']:>7,} alone", end="")
-        print(f"   dspex is {line['dspex_is']}x, alone {line['dspex_alone_is']}x")
+        print(f"    {rate:>8,} steps/s at once {alone:>8,} alone {cpu:>6,} µs of CPU a step")
+        if "dspex_is" in line:
+            ratios = f"{line['dspex_is']}x at once, {line['dspex_alone_is']}x alone, 1/{line['of_the_cpu']} of the CPU"
+            print(f"    dspex: {ratios}")
 
 
 if __name__ == "__main__":

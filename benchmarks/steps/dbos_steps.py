@@ -75,17 +75,18 @@ few = max(4, workflows // 20)
 started = time.perf_counter()
 assert [flow() for _ in range(few)] == [steps] * few
 alone = few * steps / (time.perf_counter() - started)
-started = time.perf_counter()
+started, used = time.perf_counter(), time.process_time()
 if way == "async":
     assert set(asyncio.run(at_once())) == {steps}
 else:
     with ThreadPoolExecutor(8 if way == "default" else int(way)) as pool:
         assert set(pool.map(lambda _: flow(), range(workflows))) == {steps}
-rate = workflows * steps / (time.perf_counter() - started)
+rate, used = workflows * steps / (time.perf_counter() - started), time.process_time() - used
 rows = sqlite3.connect(file).execute("SELECT count(*) FROM operation_outputs").fetchone()[0]
 assert rows >= workflows * steps, rows
 print(json.dumps({
-    "rate": rate, "alone": alone, "version": f"dbos {importlib.metadata.version('dbos')}",
+    "rate": rate, "alone": alone, "cpu": used / workflows / steps,
+    "version": f"dbos {importlib.metadata.version('dbos')}",
     "said": f"{'; '.join(sorted(pragmas))}, {way if way in ('async', 'default') else f'{way} threads'}",
 }), flush=True)  # fmt: skip
 os._exit(0)

@@ -50,11 +50,12 @@ def config(name: object) -> Any:
     return {"configurable": {"thread_id": str(name)}, "recursion_limit": steps + 10}
 
 
-def report(rate: float, alone: float, rows: int) -> None:
+def report(rate: float, alone: float, cpu: float, rows: int) -> None:
     assert rows >= workflows * steps, rows
     packages = ("langgraph", "langgraph-checkpoint-sqlite")
     print(json.dumps({
-        "rate": rate, "alone": alone, "version": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages),
+        "rate": rate, "alone": alone, "cpu": cpu / workflows / steps,
+        "version": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         "said": f"WAL, synchronous={synchronous}, durability={durability!r}, {way}",
     }))  # fmt: skip
 
@@ -81,8 +82,10 @@ def in_threads() -> None:
 
     run("warm")
     alone = measure("alone", max(4, workflows // 20), 1)
+    used = time.process_time()
     rate = measure("w", workflows, 8 if way == "threads" else 1)
-    report(rate, alone, connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+    used = time.process_time() - used
+    report(rate, alone, used, connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
 
 
 async def in_loop() -> None:
@@ -100,11 +103,11 @@ async def in_loop() -> None:
         for number in range(few):
             await run(f"alone{number}")
         alone = few * steps / (time.perf_counter() - started)
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         await asyncio.gather(*(run(f"w{number}") for number in range(workflows)))
-        rate = workflows * steps / (time.perf_counter() - started)
+        rate, used = workflows * steps / (time.perf_counter() - started), time.process_time() - used
         (rows,) = await (await connection.execute("SELECT count(*) FROM checkpoints")).fetchone()  # type: ignore[misc]
-    report(rate, alone, rows)
+    report(rate, alone, used, rows)
 
 
 if way == "async":
