@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from dspex.agents.results import Results, answer_of
@@ -47,10 +47,10 @@ class Endings:
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        room = self.client.max_payload - ENVELOPE
-        if isinstance(payload, TaskCompleted):
-            room -= len(bytes(payload.output))
-        rest = await run.recorder.rest(room) if run.recorder else ()
+        rest: Sequence[Payload] = ()
+        if run.recorder:
+            taken = len(bytes(payload.output)) if isinstance(payload, TaskCompleted) else 0
+            rest = await run.recorder.rest(self.client.max_payload - ENVELOPE - taken)
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
         events = run.events(run.claimed_by((*rest, payload)))
