@@ -24,6 +24,7 @@ from typing import Any
 from dspex.agents.bounds import Bounds
 from dspex.agents.link import Link
 from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
+from dspex.bus.health import Health
 from dspex.bus.server import Server
 from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
@@ -97,11 +98,12 @@ class _Root:
     ) -> None:  # fmt: skip
         self.spec, self.folder, self.server, self.url, self.parent = spec, folder, server, url, parent
         self.tell, self.status, self.ready = on_event, 0, False
+        self.health = Health(server) if server else None
         children = [
             Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
         ]
         if server:
-            children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server))
+            children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server, look=self._look_at_server))
         self.supervisor = Supervisor(children, parent=parent, on_event=self._on_event, above=self._myself, grace=25.0)
 
     def _myself(self) -> list[dict[str, Any]]:
@@ -114,6 +116,12 @@ class _Root:
         assert self.server is not None
         self.server.start()
         return self.server.pid, None
+
+    def _look_at_server(self) -> None:
+        assert self.health
+        sentence = self.health.look()
+        if sentence:
+            self._say({"event": "trouble" if self.health.trouble else "better", "agent": SERVER, "reason": sentence})
 
     def _start_supervisor(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
         def run(link: Link) -> int:
@@ -130,6 +138,9 @@ class _Root:
                 self.ready = True
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
+            return
+        if kind == "crashed" and event["role"] == SERVER and self.health and self.health.ended:
+            self.health.ended = False
             return
         if kind == "refused" and not self.ready:
             self.status = 1
