@@ -20,13 +20,13 @@ from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.reader import Reader
-from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
-from dspex.core.errors import Conflict, InvalidInput, LogError, Unavailable
+from dspex.core.errors import Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects, aggregate, valid_token
@@ -42,13 +42,15 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True)
 class RegistrarSpec:
-    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows."""
+    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
+    the log that must be there."""
 
     name: str
     url: str
     prefix: str = "dspex"
     credentials: str | None = None
     replicas: int = 3
+    known: streams.Known | None = None
 
 
 class _Registration(msgspec.Struct):
@@ -84,7 +86,11 @@ class _Registrar:
 
     async def _serve(self, client: Client) -> int:
         subjects = self.subjects
-        epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
+        try:
+            epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas, known=self.spec.known)
+        except LogCorrupt as error:
+            self.link.send({"refused": str(error)})
+            return EXIT_REFUSED
         self.restored = await streams.restored_to(client, subjects)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
         await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))

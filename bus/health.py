@@ -14,10 +14,11 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dspex.bus.server import Server
 
-__all__ = ["ROOM", "Health", "has_room", "trouble"]
+__all__ = ["ROOM", "Health", "end_of_stream", "has_room", "trouble"]
 
 ROOM = 16 << 20
 """Bytes that must be free before a frozen server is started again: two of the largest messages."""
@@ -27,22 +28,39 @@ PATIENCE = 0.3
 """Seconds that a look may take: whoever looks has other things to do, and a frozen process answers nothing."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds after a new start until the next one, twice as long each time while it is frozen again and again."""
+MAX_PAGE = 16 << 20
 MARKS = ("write error", "no space left", "JetStream is not enabled", "JetStream has been disabled")
 
 
 def trouble(server: Server) -> str:
     """Why the server writes nothing, in its own words; "" when it does, or does not say."""
+    said = _ask(server, "/healthz").get("error", "")
+    return str(said)[:500] if any(mark in str(said) for mark in MARKS) else ""
+
+
+def end_of_stream(server: Server, stream: str) -> int | None:
+    """The last position that the server has given in a stream; None when it has none or does not say."""
+    said = _ask(server, "/jsz?streams=true&limit=1024", patience=5.0)
+    for account in said.get("account_details", ()):
+        for found in account.get("stream_detail", ()):
+            if found.get("name") == stream:
+                return int(found["state"]["last_seq"])
+    return None
+
+
+def _ask(server: Server, path: str, patience: float = PATIENCE) -> dict[str, Any]:
+    """One page of the server's monitoring; empty when it does not answer in time."""
     host, _, port = server.monitor.removeprefix("http://").rpartition(":")
     if not port.isdecimal():
-        return ""
+        return {}
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as link:
-            link.sendall(f"GET /healthz HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-            answer = link.makefile("rb").read(65_536)
-        said = json.loads(answer.partition(b"\r\n\r\n")[2]).get("error", "")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return str(said)[:500] if any(mark in str(said) for mark in MARKS) else ""
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=patience) as link:
+            link.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            answer = link.makefile("rb").read(MAX_PAGE)
+        said = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def has_room(folder: Path) -> bool:
