@@ -175,7 +175,7 @@ class _Registrar:
             try:
                 if accepted:  # also for those known before: somebody may have deleted a consumer
                     names = sorted({wanted.registration.program for wanted, _ in accepted})
-                    await self._open_doors(client, names)
+                    made = await self._open_doors(client, names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again
@@ -186,7 +186,7 @@ class _Registrar:
                 place = {
                     "stream": self.subjects.stream, "epoch": self.log.epoch,
                     "consumer": streams.consumer_name(wanted.registration.program),
-                    "restored": str(self.restored),
+                    "restored": str(self.restored), "since": str(made[wanted.registration.program]),
                 }  # fmt: skip
                 request.respond(msgspec.json.encode(place))
 
@@ -209,12 +209,15 @@ class _Registrar:
         self.programs[program.program] = program
         return True
 
-    async def _open_doors(self, client: Client, programs: list[str]) -> None:
+    async def _open_doors(self, client: Client, programs: list[str]) -> dict[str, float]:
+        """Bring doors and consumers to what is registered; when the consumers of tasks were made."""
         await streams.set_doors(client, self.subjects, self.programs)
+        made: list[float] = []
         for start in range(0, len(programs), 64):
-            await asyncio.gather(
+            made += await asyncio.gather(
                 *(streams.ensure_consumers(client, self.subjects, name) for name in programs[start : start + 64])
             )
+        return dict(zip(programs, made, strict=True))
 
     # -- the supervisor's voice
 

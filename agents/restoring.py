@@ -51,7 +51,9 @@ async def restore(
 
 async def keep_positions(url: str, subjects: Subjects, top: int) -> int:
     """Bring the log's end to `top` and return how many positions that leaves empty: they were given once, so nobody may
-    get them again. What stands there meanwhile is taken out at the end. Raises LogError."""
+    get them again. What stands there meanwhile is taken out at the end. The consumers may have had acknowledgements for
+    what the log has lost, the end of a task for one: they are deleted, and made again by the next registration. Raises
+    LogError."""
     filler, filled = subjects.event(FILLER), 0
     async with await Client.connect(url, name="dspex positions", wait=10.0) as client:
         while (end := await _end_of(client, subjects)) < top:
@@ -61,6 +63,9 @@ async def keep_positions(url: str, subjects: Subjects, top: int) -> int:
         answer = await jetstream_api(client, f"STREAM.PURGE.{subjects.stream}", {"filter": filler}, timeout=60.0)
         if "error" in answer:
             raise LogError(f"JetStream refused to forget {filler}: {answer['error'].get('description', '')}")
+        while names := (await jetstream_api(client, f"CONSUMER.NAMES.{subjects.stream}")).get("consumers"):
+            for name in names:
+                await jetstream_api(client, f"CONSUMER.DELETE.{subjects.stream}.{name}")
     return filled
 
 

@@ -61,20 +61,21 @@ MAX_SIDE = 1024
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    Tasks up to the position `restored` came from an archive: that they are delivered for the first time says nothing.
+    Tasks up to the position `restored` came from an archive, and those stored before `since` (seconds since the epoch)
+    are older than the consumer that delivers them: that they are delivered for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0,
+        on_worn: Callable[[str], None], restored: int = 0, since: float = 0.0,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.restored = restored
+        self.restored, self._since = restored, since
         self.results = Results(client, log, subjects, self.name)
         self.running: dict[int, Run] = {}
         self.stuck = 0
@@ -108,6 +109,7 @@ class Worker:
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
             lambda it: self._spawn(self._signal(it, signals), bounded=False),
         )  # fmt: skip
+        tasks.since = self._since
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
         self.client.subscribe(self.subjects.control(self.name, CANCEL), self._cancellation)
@@ -197,9 +199,7 @@ class Worker:
         headers = message.headers if message.has_headers else None
         if headers:
             run.reply = h.reply_of(headers)
-        position = run.delivery.position
-        known = run.delivery.delivered > 1 or position <= self.restored or position in self._cancelled
-        if known and not await self._take_over(run):
+        if self._may_be_known(run) and not await self._take_over(run):
             return
         started = time.perf_counter()
         payload: Payload
@@ -238,9 +238,19 @@ class Worker:
         if wanted is not None and wanted != self.assignment:
             raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
+    def _may_be_known(self, run: Run) -> bool:
+        """Whether the log may have something of the task already."""
+        delivery = run.delivery
+        return (
+            delivery.delivered > 1 or delivery.position <= self.restored or delivery.position in self._cancelled
+            or delivery.stored_at <= run.puller.since
+        )  # fmt: skip
+
     async def _take_over(self, run: Run) -> bool:
-        """A task that was delivered before: look it up, and claim it if it is still to be done."""
+        """A task that may have been delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
+        if not entries and run.delivery.delivered == 1 and run.delivery.position not in self._cancelled:
+            return True  # the first attempt after all
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
         run.head, run.retries, run.rested = state.head, state.retries, state.rested

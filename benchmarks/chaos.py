@@ -96,7 +96,6 @@ class Found:
 async def run(folder: Path, tasks: int, kills: int, seed: int) -> Found:
     """One system with two agents and `tasks` tasks, and what it left."""
     chance, book, killed = random.Random(seed), folder / "book", []
-    random.seed(seed)
     book.touch()
     order = [list(VICTIMS)[n % len(VICTIMS)] for n in range(kills)]
     chance.shuffle(order)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -207,8 +208,13 @@ async def set_doors(connection: Connection, subjects: Subjects, programs: Iterab
         _refuse(answer, "the programs' doors")
 
 
-async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> None:
-    """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration."""
+async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> float:
+    """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration.
+
+    Returns when the consumer of tasks was made, in seconds since the epoch: it may be a second one, and deliver again
+    what was stored before.
+    """
+    made = 0.0
     task = task_consumer(subjects, program)
     signal = task | {
         "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
@@ -227,6 +233,9 @@ async def ensure_consumers(connection: Connection, subjects: Subjects, program: 
             timeout=30,
         )
         _refuse(answer, f"the consumer {name}")
+        if config is task:
+            made = datetime.fromisoformat(answer["created"]).timestamp()
+    return made
 
 
 def _code(answer: dict[str, Any]) -> int:
