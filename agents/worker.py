@@ -33,7 +33,7 @@ from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, TaskError
-from dspex.core.events import Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate
+from dspex.core.events import Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
 from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
@@ -49,6 +49,8 @@ SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
 """Commits that may be under way beyond the slots."""
+WRITE_DOWN = 0.5
+"""Seconds for the last records of the runs that a drain hands back."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
 STUBBORN = 1.0
@@ -125,11 +127,23 @@ class Worker:
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
+        await self._write_down()
         for run in list(self.running.values()):
             run.abandoned = True
             self.client.acknowledge(run.delivery.message, NAK)
         if self._sweeper:
             self._sweeper.cancel()
+
+    async def _write_down(self) -> None:
+        """What the runs that are handed back have recorded, so that nobody does it again."""
+        recorders = [run.recorder for run in self.running.values() if run.recorder and not run.settling]
+        writing = [asyncio.create_task(it.writer.flush()) for it in recorders if it.writer.size]
+        if writing:
+            done, late = await asyncio.wait(writing, timeout=WRITE_DOWN)
+            for task in late:
+                task.cancel()
+            for error in filter(None, (task.exception() for task in done)):
+                logger.info("a run was handed back without its last records: %s", error)
 
     # -- one task
 
@@ -257,6 +271,10 @@ class Worker:
         run.head, run.retries, run.rested = state.head, state.retries, state.rested
         if state.ended:
             self.client.acknowledge(run.delivery.message, ACK)
+            return False
+        last = run.history[-1].data if run.history else None
+        if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
+            await self.endings.rest(run, last.until)
             return False
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.json import decode
+from tests.agents.delivering import SlowLog, agent, deliver, idle
 
 from dspex import Program, Schema, effect
-from dspex.agents.worker import Worker
-from dspex.bus.pull import Delivery
-from dspex.bus.wire import Message
+from dspex.agents.journal import events_for
+from dspex.bus.pull import ACK, NAK
 from dspex.core.codec import decode_commit
 from dspex.core.effects import branching
-from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted
-from dspex.core.ports import Appended, Conflict, Entry
-from dspex.core.subjects import Subjects
-from dspex.store.memory import MemoryLog
+from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted, TaskRetried
 
 TASKS, STEPS = 3, 3
 DOOR = "dspex.task.counting"
@@ -42,32 +39,6 @@ class Counting(Program):
         for number in range(STEPS):
             total += await step(input.n, number)
         return self.Output(total=total)
-
-
-class SlowLog(MemoryLog):
-    """A log that takes some turns of the loop to answer, and to be reached."""
-
-    def __init__(self, turns: Sequence[int]) -> None:
-        super().__init__()
-        self._turns, self._asked = list(turns) or [0], 0
-
-    async def _wait(self) -> None:
-        self._asked += 1
-        for _ in range(self._turns[self._asked % len(self._turns)]):
-            await asyncio.sleep(0)
-
-    async def append(self, aggregate: str, events: Sequence[Event], expected: Head) -> Appended | Conflict:
-        await self._wait()
-        result = await super().append(aggregate, events, expected)
-        await self._wait()
-        return result
-
-    async def read(self, aggregate: str) -> list[Entry]:
-        await self._wait()
-        return await super().read(aggregate)
-
-    def known(self, aggregate: str) -> list[Entry]:
-        return list(self._of.get(f"dspex.event.{aggregate}", ()))
 
 
 class Book:
@@ -96,41 +67,6 @@ async def step(n: int, number: int) -> int:
     return n * 10 + number
 
 
-class Client:
-    """Takes what an agent says, and counts the acknowledgements."""
-
-    max_payload = 1 << 20
-
-    def acknowledge(self, message: Message, word: bytes) -> None:
-        pass
-
-
-class Slots:
-    since = 0.0
-
-    def release(self) -> None:
-        pass
-
-
-def agent(name: str, log: SlowLog) -> Worker:
-    client: Any = Client()
-    return Worker(
-        Counting(), agent=name, code="", client=client, log=log, subjects=Subjects(), on_worn=lambda why: None
-    )
-
-
-def deliver(worker: Worker, position: int, n: int, times: int) -> None:
-    slots: Any = Slots()
-    reply = b"$JS.ACK.DSPEX.task-counting.%d.%d.1.1700000000000000000.0" % (times, position)
-    worker.take(Delivery(Message(DOOR.encode(), reply, b'{"n": %d}' % n, None)), slots)
-
-
-async def idle(*workers: Worker) -> None:
-    async with asyncio.timeout(20):
-        while any(worker.running for worker in workers):
-            await asyncio.sleep(0)
-
-
 async def play(plan: list[tuple[int, int, int, int]], turns: list[int]) -> None:
     global book
     asyncio.get_running_loop().set_task_factory(branching)
@@ -138,14 +74,14 @@ async def play(plan: list[tuple[int, int, int, int]], turns: list[int]) -> None:
     book.log = log = SlowLog(turns)
     for n in range(TASKS):
         book.place[n] = await log.store(DOOR, b'{"n": %d}' % n, {})
-    workers = [agent("one", log), agent("two", log)]
+    workers = [agent(Counting(), log), agent(Counting(), log, "two")]
     for n, who, times, pause in plan:
-        deliver(workers[who], book.place[n], n, times)
+        deliver(workers[who], book.place[n], b'{"n": %d}' % n, times)
         for _ in range(pause):
             await asyncio.sleep(0)
     await idle(*workers)
     for n in range(TASKS):  # a task that nobody has ended is delivered again, and what has ended, too
-        deliver(workers[n % 2], book.place[n], n, 9)
+        deliver(workers[n % 2], book.place[n], b'{"n": %d}' % n, 9)
     await idle(*workers)
 
 
@@ -171,3 +107,70 @@ def test_duplicate_and_shuffled_deliveries_change_nothing(
         assert len(records) == STEPS and set(records.values()) == {1}
         claims = sum(isinstance(event.data, TaskClaimed) for event in events)
         assert all(1 <= book.performed[n, number] <= claims for number in range(STEPS)), "at most once for each claim"
+
+
+# -- what an agent leaves to the next one
+
+
+async def test_a_planned_retry_that_is_delivered_again_waits_for_its_time() -> None:
+    """Its agent died after the commit, before the acknowledgement."""
+    global book
+    asyncio.get_running_loop().set_task_factory(branching)
+    book = Book()
+    log = book.log
+    position = book.place[0] = await log.store(DOOR, b'{"n": 0}', {})
+    name = f"task.counting.{position}"
+
+    async def plan(head: Head, until: float) -> Head:
+        claim = TaskClaimed(attempt=1, agent="dead", assignment="")
+        planned = [claim, TaskRetried(retry=1, type="X", message="", until=until)]
+        return (await log.append(name, events_for(name, head, planned, source="/x", correlation="1"), head)).head
+
+    head = await plan(Head(), time.time() + 30)
+    worker = agent(Counting(), log)
+    client: Any = worker.client
+    deliver(worker, position, b'{"n": 0}', 2)
+    await idle(worker)
+    assert not book.performed and client.said == [ACK]
+    [(subject, headers)] = client.requests
+    assert subject == f"dspex.timer.counting.{position}" and headers["Nats-Schedule"]
+    await plan(head, time.time() - 1)
+    deliver(worker, position, b'{"n": 0}', 2)
+    await idle(worker)
+    assert len(book.performed) == STEPS
+
+
+@effect
+async def quick() -> int:
+    return 1
+
+
+class Lingering(Program):
+    class Input(Schema):
+        n: int = 0
+
+    class Output(Schema):
+        n: int = 0
+
+    async def predict(self, input: Input) -> Output:
+        await quick()
+        await asyncio.sleep(60)
+        return self.Output()
+
+
+async def test_a_drain_writes_down_what_was_done_before_it_hands_a_run_back() -> None:
+    asyncio.get_running_loop().set_task_factory(branching)
+    log = SlowLog([20])
+    position = await log.store("dspex.task.lingering", b"{}", {})
+    worker = agent(Lingering(), log)
+    client: Any = worker.client
+    deliver(worker, position, b"{}", 1)
+    [run] = worker.running.values()
+    while not (run.recorder and run.recorder.writer.size):  # done, and not written yet
+        await asyncio.sleep(0)
+    await worker.drain(0.0)
+    entries = log.known(f"task.lingering.{position}")
+    kinds = [type(event.data).__name__ for entry in entries for event in decode_commit(entry.body, entry.position)]
+    assert kinds == ["TaskClaimed", "EffectRecorded"] and client.said == [NAK]
+    assert run.task
+    run.task.cancel()
