@@ -203,7 +203,8 @@ def operator_of(data: Path) -> tuple[Path | None, str | None]:
 def adopt_log(server: Path, account: str, stream: str) -> bool:
     """Move the streams that a server of ours keeps for everybody to the account that has them from now on, if it has
     none yet; whether it was done. The server must not run. Raises ConfigurationError."""
-    everybody, ours = server / "jetstream" / "$G", server / "jetstream" / account
+    accounts = server / "jetstream" / "jetstream"
+    everybody, ours = accounts / "$G", accounts / account
     if ours.exists() or not (everybody / "streams" / stream).is_dir():
         return False
     try:

@@ -92,10 +92,10 @@ def test_a_folder_is_for_one_prefix_and_has_bounds(tmp_path: Path) -> None:
 
 
 def test_a_log_that_was_open_to_all_is_taken_over(tmp_path: Path) -> None:
-    streams = tmp_path / "jetstream" / "$G" / "streams" / "DSPEX"
+    streams = tmp_path / "jetstream" / "jetstream" / "$G" / "streams" / "DSPEX"
     streams.mkdir(parents=True)
     assert adopt_log(tmp_path, LOG_ACCOUNT, "DSPEX") and not adopt_log(tmp_path, LOG_ACCOUNT, "DSPEX")
-    assert (tmp_path / "jetstream" / LOG_ACCOUNT / "streams" / "DSPEX").is_dir()
+    assert (tmp_path / "jetstream" / "jetstream" / LOG_ACCOUNT / "streams" / "DSPEX").is_dir()
 
 
 def test_up_warns_of_a_server_that_others_can_reach(tmp_path: Path) -> None:
