@@ -27,8 +27,8 @@ from dspex.core.subjects import Subjects
 __all__ = ["LONGEST", "MAX_PROGRAMS", "SYSTEM_ACCOUNT", "User", "accounts_text", "permissions"]
 
 SYSTEM_ACCOUNT = "SYS"
-LONGEST = "24h"
-"""How long the server remembers where an answer goes that takes as long as its task."""
+LONGEST = 86_400
+"""Seconds for which the server remembers where an answer goes that takes as long as its task."""
 MAX_PROGRAMS = 100
 """Programs of one secured system: each may call each, so the configuration grows with their square."""
 
@@ -128,7 +128,7 @@ def _exports(
 
 def _export(rule: Rule, subject: str, callers: list[str]) -> str:
     kind = {"many": ", response_type: stream", "one": "", "none": ""}[rule.replies]
-    wait = f", response_threshold: {json.dumps(LONGEST)}" if rule.long else ""
+    wait = f", response_threshold: '{LONGEST}s'" if rule.long else ""
     return f"{{ service: {json.dumps(subject)}{kind}{wait}, accounts: {_list(callers)} }}"
 
 
