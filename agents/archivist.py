@@ -17,9 +17,11 @@ import msgspec
 import uvloop
 
 from dspex.agents.bounds import Bounds
+from dspex.agents.finding import Finding
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
+from dspex.agents.projecting import VIEWS, Projecting
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
 from dspex.bus import streams
@@ -79,6 +81,7 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
+        self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects)
         self.position = self.head = self.forgotten = 0
         self.leads = False
         self.back = asyncio.Event()
@@ -116,6 +119,7 @@ class _Archivist:
         await lease.acquire()
         self.leads = True
         service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
+        Finding(self.projecting, self.subjects, self._archived).serve(service)
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
@@ -162,8 +166,10 @@ class _Archivist:
             self.trouble = ""
             working = [
                 asyncio.create_task(work)
-                for work in (archive.follow(log), forgetting.go_on(), self.back.wait())
-            ]
+                for work in (
+                    archive.follow(log), forgetting.go_on(), self.projecting.go_on(archive), self.back.wait(),
+                )
+            ]  # fmt: skip
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -232,12 +238,15 @@ class _Archivist:
 
     # -- what it says
 
+    def _archived(self) -> int:
+        return self.archive.position if self.archive else self.position
+
     def _stats(self) -> dict[str, Any]:
-        archive = self.archive
-        position = archive.position if archive else self.position
+        archive, position = self.archive, self._archived()
         return {
             "agent": self.spec.name, "program": None, "role": "archivist", "pid": os.getpid(), "state": "serving",
             "restarts": self.life.restarts, "lag": max(0, self.head - position), "position": position,
             "leads": self.leads, "forgotten": self.forgotten, "file": str(self.spec.file),
-            "trouble": (archive.trouble if archive else "") or self.trouble,
+            "views": self.projecting.position,
+            "trouble": (archive.trouble if archive else "") or self.trouble or self.projecting.trouble,
         }  # fmt: skip

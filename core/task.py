@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -98,11 +98,9 @@ _decode_kept = msgspec.json.Decoder(_Kept).decode
 def _load(data: bytes) -> TaskState:
     kept = _decode_kept(data)
     fields = {name: getattr(kept, name) for name in TaskState.__struct_fields__}
-    return TaskState(**fields | {name: fields[name] if _is_there(fields[name]) else None for name in ("input", "output")})
-
-
-def _is_there(raw: Raw | None) -> TypeGuard[Raw]:
-    return raw is not None and bool(bytes(raw))
+    for name in ("input", "output"):
+        fields[name] = fields[name] if bytes(fields[name]) else None
+    return TaskState(**fields)
 
 
 fold = Fold(kind="task", version=1, initial=TaskState(), evolve=_evolve, load=_load)

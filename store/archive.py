@@ -24,7 +24,7 @@ from dspex.core.subjects import Subjects
 from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
 from dspex.store.reading import SELECT, Reading, connect, finished
 
-__all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "set_aside", "start_file"]
+__all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "is_archive", "set_aside", "start_file"]
 
 logger = logging.getLogger("dspex.store")
 
@@ -60,6 +60,9 @@ class Archive(Reading):
         self.position = self.count = 0
         self.chain = EMPTY
         self.trouble = ""
+        self.grown = asyncio.Event()
+        """Set whenever rows were added; whoever waits for it clears it."""
+        self._hurry = asyncio.Event()
 
     @classmethod
     async def open(
@@ -116,7 +119,17 @@ class Archive(Reading):
             await self.add(entries, log)
             pause = GROUP_WAIT if entries else min(2 * pause, IDLE_WAIT)
             if len(entries) < MAX_GROUP:
-                await asyncio.sleep(pause)
+                await self._rest(pause)
+
+    def hurry(self) -> None:
+        """Archive what waits now, and not only when the next group is due."""
+        self._hurry.set()
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, unless somebody wants what is new at once."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+        self._hurry.clear()
 
     async def check(self, log: Log) -> None:
         """See that the log still has what we have of it at our last row. Raises LogError.
@@ -165,6 +178,7 @@ class Archive(Reading):
                         raise LogError(f"the archive {self.file} is closed")
                     await finished(asyncio.to_thread(self._write, rows))
                 self.trouble = ""
+                self.grown.set()
                 return
             except (sqlite3.OperationalError, OSError) as error:
                 trouble = f"{self.file} cannot be written ({error}); what is new waits in the log"
@@ -265,6 +279,13 @@ def hold(file: Path) -> int:
         os.close(number)
         raise LogError(f"another process writes the archive {file}") from None
     return number
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is an archive, and not a log of another kind; False when it cannot be read."""
+    with suppress(sqlite3.Error), closing(connect(file, readonly=True)) as connection:
+        return bool(connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+    return False
 
 
 def set_aside(file: Path, epoch: str) -> Path | None:
