@@ -92,7 +92,7 @@ def events(
         raise click.UsageError("--follow and --log were given; nothing happens in a file")
     narrow = state or at is not None or to is not None
     if narrow and (not what or follow or after is not None):
-        raise click.UsageError("--to, --at and --state need a task or an aggregate, and go without --follow and --after")
+        raise click.UsageError("--to, --at and --state need a task or an aggregate, and neither --follow nor --after")
     if to is not None and at is not None:
         raise click.UsageError("--to and --at were given; one of them is due")
     if what and narrow:

@@ -65,6 +65,17 @@ COLUMNS = _Row.__struct_fields__
 _PUT = f"INSERT OR REPLACE INTO tasks VALUES ({', '.join('?' * len(COLUMNS))})"
 _GET = "SELECT * FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
 
+_SCORES = (
+    "SELECT position, mentions.score FROM mentions, tasks WHERE id = :task AND mentions.program = tasks.program"
+    " AND mentions.task = :task AND mentions.score IS NOT NULL"
+    " UNION ALL SELECT position, mentions.score FROM mentions, tasks WHERE id = :task AND of IS NULL"
+    " AND mentions.program = tasks.program AND mentions.key = tasks.key AND mentions.score IS NOT NULL"
+)
+_SCORE = (
+    f"UPDATE tasks SET score = (SELECT s FROM (SELECT position p, score s FROM ({_SCORES})) ORDER BY p DESC LIMIT 1),"
+    f" scores = (SELECT COUNT(*) FROM ({_SCORES})) WHERE id = :task"
+)
+
 
 class Tasks:
     """One row a task, and one for each outcome and signal that names a task."""
@@ -105,31 +116,23 @@ class Tasks:
         run.executemany(_PUT, [msgspec.structs.astuple(row) for row in rows.values()])
         if mentions:
             run.executemany("INSERT INTO mentions VALUES (?, ?, ?, ?, ?)", mentions)
-        self._score(run, mentions, [row for row in rows.values() if row.key and not row.version])
+        begun = {task for task, event in concerned if isinstance(event.data, (TaskSubmitted, TaskDuplicate))}
+        changed = {task for task in begun if rows[task].key}
+        self._score(run, mentions, changed)
 
-    def _score(self, run: sqlite3.Connection, mentions: Sequence[tuple[Any, ...]], fresh: Sequence[_Row]) -> None:
-        """Bring the scores of those tasks up to date that were named, or that came in with a key."""
+    def _score(self, run: sqlite3.Connection, mentions: Sequence[tuple[Any, ...]], changed: set[int]) -> None:
+        """Bring the scores of those tasks up to date that were named, or whose key, or right to it, is new.
+
+        A score counts for the task that it names, or that has the key which it names and is nobody's duplicate; so it
+        does not matter which came first, or what came in the same group.
+        """
         scored = [mention for mention in mentions if mention[4] is not None]
-        by_id = {(task, program) for _, program, task, _, _ in scored if task is not None}
-        by_key = {(key, program) for _, program, _, key, _ in scored if key is not None}
-        by_key |= {(row.key, row.program) for row in fresh}
-        for key, program in by_key:
-            for (task,) in run.execute(
-                "SELECT id FROM tasks WHERE key = ? AND program = ? AND of IS NULL", (key, program)
-            ).fetchall():
-                by_id.add((task, program))
-        for task, program in by_id:
-            found = run.execute(
-                "SELECT score FROM (SELECT position, score FROM mentions WHERE task = :task AND program = :program"
-                " UNION ALL SELECT position, score FROM mentions WHERE program = :program"
-                " AND key = (SELECT key FROM tasks WHERE id = :task)) WHERE score IS NOT NULL ORDER BY position",
-                {"task": task, "program": program},
-            ).fetchall()
-            if found:
-                run.execute(
-                    "UPDATE tasks SET score = ?, scores = ? WHERE id = ? AND program = ?",
-                    (found[-1][0], len(found), task, program),
-                )
+        tasks = {task for _, _, task, _, _ in scored if task is not None} | changed
+        keys = {(key, program) for _, program, _, key, _ in scored if key is not None}
+        for key, program in keys:
+            found = run.execute("SELECT id FROM tasks WHERE key = ? AND program = ?", (key, program))
+            tasks |= {task for (task,) in found}
+        run.executemany(_SCORE, [{"task": task} for task in tasks])
 
 
 def _task_of(event: Event) -> int | None:
@@ -187,7 +190,6 @@ def _evolve(row: _Row, event: Event) -> None:
             row.error_code, row.error, row.message = code, kind, message
         case TaskDuplicate(of=of):
             row.state, row.ended, row.of = "duplicate", event.time, of
-            row.score, row.scores = None, 0
         case TaskDeadLettered(reason=reason):
             row.state, row.ended = "dead", event.time
             row.error_code, row.error, row.message = 500, "TaskDeadLettered", reason
