@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw, structs
 from tests.store.histories import SUBJECTS, commit, door, history
 
 from dspex.core.aggregates import FOLDS
@@ -26,6 +27,7 @@ from dspex.store.reading import connect
 from dspex.store.snapshots import SNAPSHOTS, state_of
 
 NAME = "task.shop.1"
+Place = tuple[Views, sqlite3.Connection, list[Event]]
 
 
 def long_task(count: int) -> list[Entry]:
@@ -38,10 +40,10 @@ def long_task(count: int) -> list[Entry]:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "tuple[Views, sqlite3.Connection, list[Event]]":
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(snapshots, "EVERY", 10)
     entries = long_task(60)
-    entries.append(commit(62, "inbox.shop.1", 0, SignalReceived(name="go", position=7, value=msgspec_raw(b"1"))))
+    entries.append(commit(62, "inbox.shop.1", 0, SignalReceived(name="go", position=7, value=Raw(b"1"))))
     archive = await Archive.open(tmp_path / "archive.db", epoch="e")
     await archive.add(entries)
     await archive.close()
@@ -51,17 +53,8 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "tuple[Views
     return views, connect(tmp_path / "archive.db", readonly=True), events
 
 
-def msgspec_raw(data: bytes):  # type: ignore[no-untyped-def]
-    from msgspec import Raw
-
-    return Raw(data)
-
-
 def kept(views: Views) -> list[int]:
     return [row[0] for row in views.run.execute("SELECT version FROM snapshots ORDER BY version")]
-
-
-Place = tuple[Views, sqlite3.Connection, list[Event]]
 
 
 async def test_every_version_is_the_fold_of_its_events(place: Place) -> None:
@@ -80,7 +73,7 @@ async def test_every_version_is_the_fold_of_its_events(place: Place) -> None:
 
 
 async def test_one_begins_at_the_nearest(place: Place) -> None:
-    views, rows, events = place
+    views, rows, _ = place
     state_of(views, rows, SUBJECTS, NAME)
     rows.close()
     rows = sqlite3.connect(":memory:")
@@ -91,14 +84,13 @@ async def test_one_begins_at_the_nearest(place: Place) -> None:
 
 
 async def test_those_of_another_fold_are_not_used_and_made_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    views, rows, events = place
+    views, rows, _ = place
     state_of(views, rows, SUBJECTS, NAME)
     old = FOLDS["task"]
 
     def evolve(state: TaskState, event: Event) -> TaskState:
-        from msgspec.structs import replace as changed
-
-        return changed(old.evolve(state, event), message="of the new fold")
+        state = old.evolve(state, event)
+        return structs.replace(state, message="of the new fold")
 
     new: Fold[TaskState] = replace(old, version=old.version + 1, evolve=evolve)
     monkeypatch.setitem(FOLDS, "task", new)
