@@ -20,6 +20,7 @@ from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
 from dspex.agents.retention import Forgetting
@@ -46,6 +47,8 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
+SHARE = 0.15
+"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -81,7 +84,8 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
-        self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects)
+        self.pace = Pace()
+        self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects, self.pace)
         self.position = self.head = self.forgotten = 0
         self.leads = False
         self.back = asyncio.Event()
@@ -167,7 +171,7 @@ class _Archivist:
             working = [
                 asyncio.create_task(work)
                 for work in (
-                    archive.follow(log), forgetting.go_on(), self.projecting.go_on(archive), self.back.wait(),
+                    archive.follow(log, self._rest), forgetting.go_on(), self.projecting.go_on(archive), self.back.wait(),
                 )
             ]  # fmt: skip
             try:
@@ -190,6 +194,9 @@ class _Archivist:
                 await archive.close()
             self.archive = None
         await asyncio.sleep(LOOK)
+
+    def _rest(self, cost: float) -> float:
+        return self.pace.rest(cost, SHARE)
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count

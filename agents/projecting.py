@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from dspex.agents.pace import Pace
 from dspex.core.codec import events_of
 from dspex.core.errors import LogCorrupt, LogError, Unavailable
 from dspex.core.events import Event
@@ -38,8 +39,8 @@ PROJECTIONS: tuple[Projection, ...] = (TASKS, TEXT, SNAPSHOTS)
 MAX_GROUP = 1000
 """Rows of the archive that are taken in by one transaction."""
 GROUP_BYTES = 8 << 20
-SHARE = 0.2
-"""The share of a core that the views take while nobody waits for them."""
+SHARE, ALONE = 0.02, 0.5
+"""The share of a core that the views take while nobody waits for them: when others want it, and when it is idle."""
 PAUSE = 0.5
 """Seconds between looks while nothing is new, and between tries after trouble."""
 PATIENCE = 3.0
@@ -49,8 +50,10 @@ PATIENCE = 3.0
 class Projecting:
     """Keeps the views of one archive. `trouble` says why they do not go on, "" when they do."""
 
-    def __init__(self, file: Path, subjects: Subjects, projections: tuple[Projection, ...] = PROJECTIONS) -> None:
-        self.file, self.trouble = file, ""
+    def __init__(
+        self, file: Path, subjects: Subjects, pace: Pace, projections: tuple[Projection, ...] = PROJECTIONS
+    ) -> None:
+        self.file, self.trouble, self._pace = file, "", pace
         self._subjects, self._projections = subjects, projections
         self._views: Views | None = None
         self._rows: sqlite3.Connection | None = None
@@ -113,7 +116,7 @@ class Projecting:
             if not more and not await self._wait(archive.grown, PAUSE):
                 continue
             archive.grown.clear()
-            await self._wait(self._hurry, cost / SHARE)
+            await self._wait(self._hurry, self._pace.rest(cost, SHARE, ALONE))
             self._hurry.clear()
 
     @staticmethod

@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
@@ -30,7 +30,7 @@ logger = logging.getLogger("dspex.store")
 
 FORMAT = 1
 APPLICATION_ID = 0x64737061  # "dspa"
-GROUP_WAIT = 0.25
+GROUP_WAIT = 0.4
 """Seconds between groups, so that one flush pays for many rows."""
 IDLE_WAIT = 0.5
 """The same when nothing has come for a while."""
@@ -105,21 +105,23 @@ class Archive(Reading):
 
     # -- filling it
 
-    async def follow(self, log: Log) -> None:
+    async def follow(self, log: Log, rest: Callable[[float], float] = lambda cost: 0.0) -> None:
         """Archive all that the log has behind our last row, and then what is new, until cancelled.
 
-        It reads in groups, not entry by entry as they come: that costs the running system the least. Raises LogError
-        when the log cannot be read, and when it does not go on from what was archived. A disk that is full only delays:
-        the same rows are tried again until they fit, and `trouble` says so meanwhile.
+        It reads in groups, not entry by entry as they come: that costs the running system the least. `rest` says how
+        many seconds to rest after a group, by the seconds of a core that it took. Raises LogError when the log cannot
+        be read, and when it does not go on from what was archived. A disk that is full only delays: the same rows are
+        tried again until they fit, and `trouble` says so meanwhile.
         """
         await self.check(log)
         pause = GROUP_WAIT
         while True:
+            began = time.process_time()
             entries = await log.scan(self.position, MAX_GROUP)
             await self.add(entries, log)
             pause = GROUP_WAIT if entries else min(2 * pause, IDLE_WAIT)
-            if len(entries) < MAX_GROUP:
-                await self._rest(pause)
+            due = 0.0 if len(entries) >= MAX_GROUP else pause
+            await self._rest(max(due, rest(time.process_time() - began)))
 
     def hurry(self) -> None:
         """Archive what waits now, and not only when the next group is due."""
@@ -127,8 +129,9 @@ class Archive(Reading):
 
     async def _rest(self, seconds: float) -> None:
         """Wait, unless somebody wants what is new at once."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._hurry.wait(), seconds)
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), seconds)
         self._hurry.clear()
 
     async def check(self, log: Log) -> None:
