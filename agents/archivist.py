@@ -171,7 +171,8 @@ class _Archivist:
             working = [
                 asyncio.create_task(work)
                 for work in (
-                    archive.follow(log, self._rest), forgetting.go_on(), self.projecting.go_on(archive), self.back.wait(),
+                    archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
+                    self.back.wait(),
                 )
             ]  # fmt: skip
             try:

@@ -81,6 +81,7 @@ class _Readable(Protocol):
     async def read(self, aggregate: str) -> list[Entry]: ...
     async def entry(self, position: int) -> Entry | None: ...
     async def scan(self, after: int, limit: int = 1000, subject: str | None = None) -> list[Entry]: ...
+    async def holding(self, subject: str, text: str) -> list[Entry]: ...
     async def head(self) -> int: ...
     async def close(self) -> None: ...
 
@@ -139,10 +140,8 @@ class FileSource:
             raise NotFound(f"the log has no task {task[:40]}")
         story = [found, *await self.log.read(aggregate("task", door[1], task))]
         for kind in ("outcome", "signal"):
-            after = 0
-            while page := await self.log.scan(after, 1000, self.subjects.door(kind, door[1])):
-                story += [entry for entry in page if _names(entry.body, task)]
-                after = page[-1].position
+            found_there = await self.log.holding(self.subjects.door(kind, door[1]), task)
+            story += [entry for entry in found_there if _names(entry.body, task)]
         return sorted(story, key=lambda entry: entry.position)
 
     async def _of_aggregate(self, name: str) -> list[Entry]:

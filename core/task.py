@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 from msgspec import Raw, Struct
@@ -12,6 +12,7 @@ from dspex.core.events import (
     EffectRecorded,
     Event,
     Head,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -25,9 +26,9 @@ from dspex.core.fold import Fold
 
 __all__ = ["STATES", "TERMINAL", "Status", "TaskState", "fold", "may_attempt"]
 
-Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate"]
-STATES: tuple[Status, ...] = ("submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate")
-TERMINAL = frozenset({"completed", "failed", "dead", "duplicate"})
+Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
+STATES: tuple[Status, ...] = get_args(Status)
+TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 
 
 class TaskState(Struct, frozen=True, omit_defaults=True):
@@ -81,6 +82,11 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, head=head, status="duplicate", of=of)
         case TaskDeadLettered(reason=reason):
             return replace(state, head=head, status="dead", code=500, error="TaskDeadLettered", message=reason)
+        case TaskCancelled(reason=reason):
+            message = f"the task was cancelled: {reason}" if reason else "the task was cancelled"
+            return replace(
+                state, head=head, status="cancelled", code=409, error="TaskCancelled", message=message, waits=()
+            )
         case _:
             return replace(state, head=head)
 

@@ -19,6 +19,8 @@ __all__ = ["PATIENCE", "find", "mentions_of"]
 
 PATIENCE = 5.0
 """Seconds that one search may take."""
+MAX_MENTIONS = 10_000
+"""Outcomes and signals of one task that are told; more are not in its story."""
 STEPS = 20_000
 """Instructions of SQLite between looks at the clock."""
 
@@ -58,8 +60,8 @@ def mentions_of(views: Views, program: str, task: int) -> tuple[list[int], int]:
     """Where the outcomes and signals stand that name a task by its id, and up to where that is known."""
     if views.at("tasks") == DROPPED:
         return [], 0
-    rows = _rows(views, "SELECT position FROM mentions WHERE task = ? AND program = ? ORDER BY position",
-                 [task, program])  # fmt: skip
+    sql = "SELECT position FROM mentions WHERE task = ? AND program = ? ORDER BY position LIMIT ?"
+    rows = _rows(views, sql, [task, program, MAX_MENTIONS])
     return [position for (position,) in rows], views.at("tasks")
 
 

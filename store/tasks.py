@@ -17,6 +17,7 @@ from dspex.core.events import (
     Event,
     OutcomeReported,
     SignalSent,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -193,6 +194,10 @@ def _evolve(row: _Row, event: Event) -> None:
         case TaskDeadLettered(reason=reason):
             row.state, row.ended = "dead", event.time
             row.error_code, row.error, row.message = 500, "TaskDeadLettered", reason
+        case TaskCancelled(reason=reason):
+            row.state, row.ended = "cancelled", event.time
+            row.error_code, row.error = 409, "TaskCancelled"
+            row.message = f"the task was cancelled: {reason}" if reason else "the task was cancelled"
 
 
 class Text:

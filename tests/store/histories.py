@@ -16,6 +16,7 @@ from dspex.core.events import (
     EffectRecorded,
     Event,
     Payload,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -60,7 +61,7 @@ def life(random: random.Random, task: int) -> Iterator[list[Payload]]:
         yield [TaskClaimed(attempt=attempt, agent=f"a-{attempt}", assignment="ab" * 16, code="c0de")]
         for number in range(random.randrange(3)):
             yield [EffectRecorded(key=f"~/x#{number}", name="x", digest="d", result=Raw(b"1"))]
-        match random.randrange(7):
+        match random.randrange(8):
             case 0:
                 yield [TaskSleeping(key="~/s", until=1.0), TaskSleeping(key="~/t", signal="go")]
             case 1:
@@ -75,6 +76,9 @@ def life(random: random.Random, task: int) -> Iterator[list[Payload]]:
                 yield [TaskDeadLettered(attempts=attempt, reason="it died")]
                 return
             case 5:
+                return
+            case 6:
+                yield [TaskCancelled(reason=random.choice(["", "no more tea"]))]
                 return
             case _:
                 yield [TaskCompleted(output=Raw(msgspec.json.encode({"said": random.choice(WORDS)})), seconds=0.25)]
