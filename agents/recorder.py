@@ -23,6 +23,7 @@ from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, r
 from dspex.core.errors import EffectFailed, LimitExceeded
 from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
+from dspex.core.request import shown_request
 
 __all__ = ["Attempt", "Recorder", "Suspended"]
 
@@ -285,7 +286,7 @@ class Recorder:
         if record is None:
             self._limit(call.key)
         elif record.digest != call.digest:
-            self._break(Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}"))
+            self._break(Diverged("arguments", call.key, shown_request(record), call.shown))
         return record
 
     def _limit(self, key: str) -> None:
