@@ -111,7 +111,7 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.API.STREAM.MSG.GET.{log}", "log", "read an entry of the log", all=_AGENT),
     Rule("$JS.API.DIRECT.GET.{log}", "log", "read commits of the log", all=_AGENT, replies="many"),
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
-    Rule("{p}.archive.verify", "log", "verify the archive", all=_CONSOLE, long=True),
+    Rule("{p}.archive.*", "log", "search and verify the archive", all=_CONSOLE, long=True),
     Rule("$SRV.>", "log", "what runs", all=_CONSOLE, replies="many"),
     Rule("$JS.API.INFO", "log", "how much is stored", all=_CONSOLE),
     Rule("$JS.API.STREAM.INFO.{log}", "log", "how the log is set up", all=_CONSOLE),
@@ -119,22 +119,23 @@ RULES: tuple[Rule, ...] = (
 )
 
 _ANSWERS = ("_R_.>", "_INBOX.>")
-_READS = (
-    "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.MSG.GET.*", "$JS.API.DIRECT.GET.*",
-    "$JS.API.CONSUMER.CREATE.{log}.>", "$JS.API.CONSUMER.DELETE.{log}.*", "$JS.API.CONSUMER.MSG.NEXT.{log}.*",
+_KEEPS = (
+    "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.DELETE.{log}", "$JS.API.STREAM.MSG.GET.*", "$JS.API.DIRECT.GET.*", "$JS.API.CONSUMER.CREATE.{log}.>", "$JS.API.CONSUMER.DELETE.{log}.*",
+    "$JS.API.CONSUMER.MSG.NEXT.{log}.*",
 )  # fmt: skip
 
 SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
-            *_READS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.wake.*", "{p}.lease.registrar", *_ANSWERS,
+            *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
+            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.wake.*", "{p}.archive.*", "{p}.lease.registrar",
+            *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),
     ),
     Role.ARCHIVIST: System(
         publish=(
-            *_READS, "$JS.API.STREAM.MSG.DELETE.{log}", "$JS.API.STREAM.PURGE.{log}", "{p}.event.agent.archivist.*",
+            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.{log}", "$JS.API.STREAM.PURGE.{log}", "{p}.event.agent.archivist.*",
             "{p}.lease.archivist", *_ANSWERS,
         ),
         subscribe=("{p}.archive.*", "$SRV.>", "_INBOX.>"),
