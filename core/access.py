@@ -120,8 +120,9 @@ RULES: tuple[Rule, ...] = (
 
 _ANSWERS = ("_R_.>", "_INBOX.>")
 _KEEPS = (
-    "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.DELETE.{log}", "$JS.API.STREAM.MSG.GET.*", "$JS.API.DIRECT.GET.*", "$JS.API.CONSUMER.CREATE.{log}.>", "$JS.API.CONSUMER.DELETE.{log}.*",
-    "$JS.API.CONSUMER.MSG.NEXT.{log}.*",
+    "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.DELETE.{log}",
+    "$JS.API.STREAM.MSG.GET.*", "$JS.API.DIRECT.GET.*", "$JS.API.CONSUMER.CREATE.{log}.>",
+    "$JS.API.CONSUMER.DELETE.{log}.*", "$JS.API.CONSUMER.MSG.NEXT.{log}.*",
 )  # fmt: skip
 
 SYSTEM: dict[Role, System] = {
