@@ -85,7 +85,9 @@ class Client:
             except (TimeoutError, OSError, NatsError, ValueError) as error:
                 client._wire.abandon()
                 away = time.monotonic() - started
-                sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
+                reason = _reason(client._last_error or error)
+                refused = "uthorization" in reason
+                sentence = f"{'the server refuses us' if refused else 'no NATS server answers'} at {_shown(url)} ({reason})"
                 if wait is not None and away >= wait:
                     raise ConnectionFailed(f"{sentence}; {_remedy(sentence)}") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
@@ -326,6 +328,8 @@ def _remedy(sentence: str) -> str:
     context = "name a context with NATS_CREDS, as `dspex secure init` makes one"
     if "uthorization" in sentence:
         return f"the server has access rules, and lets in whom it knows: {context}"
+    if "offers no TLS" in sentence:
+        return "turn TLS on at the server, or take `ca` out of the context"
     if "certificate" in sentence.lower() or "tls" in sentence.lower():
         return f"the server wants TLS, with certificates that you trust: {context}"
     return "start one with `dspex up`, or name yours with --nats URL"

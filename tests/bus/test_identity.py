@@ -14,7 +14,7 @@ import pytest
 
 from dspex.bus.access import User, accounts_text
 from dspex.bus.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates
-from dspex.bus.client import Client
+from dspex.bus.client import Client, Message
 from dspex.bus.identity import Identity, make_seed, public_key, subjects_of
 from dspex.bus.probe import is_loopback, probe
 from dspex.bus.server import Server, server_binary
@@ -120,7 +120,19 @@ async def test_a_connection_with_tls_survives_the_server_and_a_stranger_is_told_
         await Client.connect(server.url, wait=0.0)
 
 
-async def _patiently(client: Client) -> object:
+async def test_a_server_without_tls_gets_no_login_of_who_asked_for_it(
+    tmp_path: Path, servers: Callable[..., Server]
+) -> None:
+    make_certificates(tmp_path)
+    server = servers()
+    server.start()
+    context = tmp_path / "any.json"
+    context.write_text(json.dumps({"ca": AUTHORITY}))
+    with pytest.raises(ConnectionFailed, match="offers no TLS, and it was asked for"):
+        await Client.connect(server.url, wait=0.0, credentials=str(context))
+
+
+async def _patiently(client: Client) -> Message:
     for _ in range(100):
         try:
             reply = await client.request("a", b"x", timeout=1)

@@ -99,7 +99,7 @@ async def our_side(guarded: Running) -> AsyncIterator[Side]:
     secured, url = identities(guarded.data), guarded.url
     who = [(Role.CLIENT, "mallory"), (Role.CLIENT, "alice"), (Role.OPERATOR, "")]
     clients = [await connect(url, secured.context(role, name)) for role, name in who]
-    yield Side(*clients, "DSPEX_TIMER_waits")
+    yield Side(clients[0], clients[1], clients[2], "DSPEX_TIMER_waits")
     for client in clients:
         await client.close()
 

@@ -15,6 +15,7 @@ from tests.e2e.guarded import connect, identities, refusals
 from tests.e2e.plain import Plain
 from tests.e2e.running import PROGRAMS, Running, children, command, until
 
+from dspex.bus.server import Server
 from dspex.console.main import run
 from dspex.core.access import Role
 
@@ -40,12 +41,10 @@ async def _run_tasks(client: Plain, book: str) -> None:
     """Every way in which a task can go: effects, sleep, signals, retries, calls, keys, cancel."""
     assert (await client.ask("work", {"text": "now"})).json["text"] == "now"
     body: dict[str, Any] = {"task": "a", "book": book}
-    tasks = {
-        program: await client.submit(program, body | more)
-        for program, more in {
-            "steps": {"do": "sleep", "seconds": 1}, "again": {"task": "b", "times": 1}, "calls": {"task": "c"},
-        }.items()
+    wanted: dict[str, dict[str, Any]] = {
+        "steps": {"do": "sleep", "seconds": 1}, "again": {"task": "b", "times": 1}, "calls": {"task": "c"},
     }  # fmt: skip
+    tasks = {program: await client.submit(program, body | more) for program, more in wanted.items()}
     waits = [await client.submit("waits", body | {"task": "d", "do": do}) for do in ("signal", "sleep", "signal")]
     await client.store("signal", "waits", {"task": waits[0], "name": "go", "value": "on"})
     await client.store("signal", "waits", {"task": waits[2], "name": "cancel", "value": "not wanted"})
@@ -159,3 +158,18 @@ async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
             assert (await console.result("waits", done, wait="0")).code is None
     lines = book.read_text().split("\n")
     assert len([line for line in lines if line.startswith("a 1")]) == 2, "its last step was done once"
+
+
+async def test_a_server_of_ones_own_includes_what_show_prints(tmp_path: Path) -> None:
+    data, rules = tmp_path / "data", tmp_path / "rules.conf"
+    secured = identities(data, "alice", programs=("work",))
+    shown = Shell(tmp_path)("secure", "show", "--data", str(data))
+    place = data / "secure"
+    tls = f'tls {{ cert_file: "{place / "server.pem"}", key_file: "{place / "server-key.pem"}" }}\n'
+    rules.write_text(tls + shown.out)
+    with Server(tmp_path / "nats", access=rules) as server:
+        with Running(data, (f"{PROGRAMS}:Work", 1), nats=server.url, secure=True) as system:
+            alice = await connect(server.url, secured.context(Role.CLIENT, "alice"))
+            async with alice:
+                assert (await alice.ask("work", {"text": "there"})).json["text"] == "there"
+            assert refusals(server.data / "nats.log") == [] and "refused" not in system.words
