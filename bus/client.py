@@ -86,8 +86,8 @@ class Client:
                 client._wire.abandon()
                 away = time.monotonic() - started
                 reason = _reason(client._last_error or error)
-                refused = "uthorization" in reason
-                sentence = f"{'the server refuses us' if refused else 'no NATS server answers'} at {_shown(url)} ({reason})"
+                what = "the server refuses us" if "uthorization" in reason else "no NATS server answers"
+                sentence = f"{what} at {_shown(url)} ({reason})"
                 if wait is not None and away >= wait:
                     raise ConnectionFailed(f"{sentence}; {_remedy(sentence)}") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
