@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ from dspex.core.history import remembered
 from dspex.core.ports import Appended, Conflict
 
 __all__ = ["Attempt", "Recorder", "Superseded", "Suspended"]
+
+logger = logging.getLogger("dspex.agents")
 
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
@@ -74,6 +77,10 @@ class Attempt(Protocol):
     claimed: bool
     suspended: bool
 
+    @property
+    def lenient(self) -> bool:
+        """Whether a record counts although the code asks for it otherwise now."""
+
     def claim(self) -> TaskClaimed:
         """The event that claims the task for this attempt."""
 
@@ -101,6 +108,7 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._life = memory.records, memory.until, memory.life
+        self._seed, self._shared = memory.seed or attempt.id, memory.shared
         self._pending: list[Payload] = []
         self._writing: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -219,7 +227,7 @@ class Recorder:
         return await self._attempt.call(program, body, key)
 
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._seed}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- waiting
 
@@ -351,9 +359,21 @@ class Recorder:
         record = self._known.get(call.key)
         if record is None:
             self._limit(call.key)
-        elif record.digest != call.digest:
+        elif record.digest != call.digest and not self._counts(call, record):
             self._break(Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}"))
         return record
+
+    def _counts(self, call: Call, record: EffectRecorded) -> bool:
+        """Whether a record counts for a request that is another than was recorded: in a fork what it shares does, for
+        that has happened; otherwise the program says."""
+        if call.key in self._shared:
+            return True
+        if self._attempt.lenient:
+            logger.warning(
+                "task %s: at %s %s %s was recorded, and %s %s is asked for now; the record counts",
+                self._attempt.id, call.key, record.name, record.digest, call.name, call.digest,
+            )  # fmt: skip
+        return self._attempt.lenient
 
     def _limit(self, key: str) -> None:
         if len(self._known) >= MAX_RECORDS:

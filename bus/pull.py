@@ -6,12 +6,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
 from dspex.core.ports import Subscription
 
-__all__ = ["Delivery", "Puller"]
+__all__ = ["Delivery", "Puller", "Slots"]
 
 logger = logging.getLogger("dspex.bus")
 
@@ -38,6 +39,13 @@ class Delivery:
     @property
     def stored_at(self) -> float:
         return int(self._time) / 1e9
+
+
+class Slots(Protocol):
+    """Room for tasks."""
+
+    def release(self) -> None:
+        """One delivery is done with."""
 
 
 class Puller:

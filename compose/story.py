@@ -56,12 +56,12 @@ class BusSource:
         return int((await self.caller.read_log(limit=1))["head"])
 
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
-        try:
+        found = await _proposed(self, program)
+        with contextlib.suppress(TaskError):  # no agent serves it now: then what is in the log has to do
             now = await self.caller.variables(program)
-        except TaskError:  # no agent serves it now: then the default values have to do
-            return {}
-        paths = now["space"]["variables"]
-        return {now["assignment"]: {path: value for path, value in now["values"].items() if path in paths}}
+            paths = now["space"]["variables"]
+            found[now["assignment"]] = {path: value for path, value in now["values"].items() if path in paths}
+        return found
 
     async def close(self) -> None:
         await self.caller.close()
@@ -87,6 +87,11 @@ class FileSource:
                 for event in self._shown(entry) if entry.position > after else ():
                     yield event
             return
+        if "aggregate" in query:
+            for entry in await self._log.read(str(query["aggregate"])):
+                for event in self._shown(entry) if entry.position > after else ():
+                    yield event
+            return
         while page := await self._log.scan(after):
             for entry in page:
                 for event in self._shown(entry):
@@ -98,7 +103,7 @@ class FileSource:
         return await self._log.head()
 
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
-        return {}
+        return await _proposed(self, program)
 
     async def close(self) -> None:
         await self._log.close()
@@ -124,11 +129,18 @@ class FileSource:
         return [{"position": entry.position, **msgspec.json.decode(encode_event(event))} for event in events]
 
 
+async def _proposed(source: Source, program: str) -> dict[str, dict[str, Any]]:
+    """The values of every proposal."""
+    found = {}
+    with contextlib.suppress(TaskError):
+        async for event in source.events(aggregate=f"variables.{program}.0"):
+            if event["type"] == "AssignmentProposed":
+                found[event["data"]["assignment"]] = event["data"]["values"]
+    return found
+
+
 def _wanted(event: dict[str, Any], query: dict[str, Any]) -> bool:
-    name = str(event["aggregate"])
-    if "aggregate" in query:
-        return name == str(query["aggregate"])
-    return "program" not in query or name.split(".")[1] == str(query["program"])
+    return "program" not in query or str(event["aggregate"]).split(".")[1] == str(query["program"])
 
 
 def _names(body: bytes, task: str) -> bool:

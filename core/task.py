@@ -16,10 +16,12 @@ from dspex.core.events import (
     TaskDeadLettered,
     TaskDuplicate,
     TaskFailed,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
     TaskSubmitted,
 )
+from dspex.core.headers import CODE
 
 __all__ = ["Status", "TaskState", "fold", "may_attempt"]
 
@@ -30,7 +32,8 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate"})
 @dataclass(frozen=True, slots=True)
 class TaskState:
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
-    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for."""
+    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `claimed_code` is the
+    code version of the last claim, `wanted_code` the only one that may run it; `parent` and `at` are those of a fork."""
 
     status: Status = "submitted"
     attempts: int = 0
@@ -45,6 +48,10 @@ class TaskState:
     error: str = ""
     message: str = ""
     of: str = ""
+    parent: str = ""
+    at: int = 0
+    claimed_code: str = ""
+    wanted_code: str = ""
     seconds: float = 0.0
     head: Head = Head()  # noqa: RUF009 - frozen
 
@@ -64,11 +71,13 @@ def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:
 
 def _evolve(state: TaskState, event: Event) -> TaskState:
     match event.data:
-        case TaskSubmitted(input=input):
-            return replace(state, input=input)
-        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment):
+        case TaskSubmitted(input=input, headers=headers):
+            return replace(state, input=input, wanted_code=headers.get(CODE, ""))
+        case TaskForked(parent=parent, at=at):
+            return replace(state, parent=parent, at=at)
+        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             return replace(
-                state, status="running", attempts=attempt, agent=agent, assignment=assignment,
+                state, status="running", attempts=attempt, agent=agent, assignment=assignment, claimed_code=code,
                 waits=(),
             )  # fmt: skip
         case TaskSleeping():

@@ -26,6 +26,7 @@ _HOME = {
         "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
         "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.compose.forks": ("afork", "fork"),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
@@ -35,6 +36,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.compose.forks import afork as afork
+    from dspex.compose.forks import fork as fork
     from dspex.compose.http import HttpReply as HttpReply
     from dspex.compose.http import http as http
     from dspex.compose.replays import Replay as Replay
