@@ -112,8 +112,8 @@ class _Agent:
             return self._unprepared(error)
         log = JetStreamLog(client, subjects, place["epoch"])
         worker = self.worker = Worker(
-            program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log, subjects=subjects,
-            on_worn=lambda why: self.stop(why, EXIT_RECYCLE), restored=int(place.get("restored", 0)),
+            program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
+            subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), restored=int(place.get("restored", 0)),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
@@ -212,6 +212,7 @@ class _Agent:
         worker = self.worker
         return {
             "agent": self.spec.name, "program": self.spec.program.name, "pid": os.getpid(), "state": self.state,
-            "code": worker.code if worker else "", "restarts": self.life.restarts, "tasks": worker.endings.done if worker else 0,
+            "code": worker.code if worker else "", "restarts": self.life.restarts,
+            "tasks": worker.endings.done if worker else 0,
             "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
         }  # fmt: skip

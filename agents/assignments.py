@@ -30,14 +30,14 @@ logger = logging.getLogger("dspex.agents")
 MAX_PROPOSALS = 10_000
 """Proposals that one program may have."""
 MAX_INSTANCES = 16
-"""Instances on other values than those in force that one agent keeps ready; the one that was not used for longest goes."""
+"""Instances on other values than those in force that one agent keeps ready; the least recently used one goes."""
 MAX_WORDS = 1000
 """Characters of who proposes, and why."""
 TRIES = 20
 
 
 class Proposal(NamedTuple):
-    """A proposal as the log has it. `version` is 0 for values that every agent knows anyway: in force, or the default."""
+    """A proposal as the log has it. `version` is 0 for the default values, which every agent knows anyway."""
 
     assignment: Assignment
     version: int
@@ -82,7 +82,9 @@ class Assignments:
             raise InvalidInput(f"the assignment {hash[:8]} is from other variables than the code that runs now has")
         return found
 
-    async def propose(self, values: Mapping[str, Any], *, base: str | None = None, who: str = "", why: str = "") -> Proposal:
+    async def propose(
+        self, values: Mapping[str, Any], *, base: str | None = None, who: str = "", why: str = ""
+    ) -> Proposal:
         """Make values known: `values` on top of those with the hash `base`, or of those in force. Proposing the same
         twice is the same. A base that nobody knows is replaced by the values in force when some values are given.
 
@@ -182,7 +184,8 @@ def decode_proposal(body: bytes) -> tuple[dict[str, Any], str | None, str]:
     try:
         said = msgspec.json.decode(body, type=_Proposed)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f'a proposal is {{"values": {{path: value}}, "base": hash, "why": words}}: {error}') from None
+        form = '{"values": {path: value}, "base": hash, "why": words}'
+        raise InvalidInput(f"a proposal is {form}: {error}") from None
     return said.values, said.base, said.why
 
 

@@ -23,9 +23,9 @@ _INSTALLED = tuple({str(Path(path).resolve()) for path in sysconfig.get_paths().
 
 
 def code_of(program: type[Program]) -> str:
-    """A fingerprint of the program's code, 12 hex digits: of the file that defines it and of the author's own files that
-    this one imports, directly or not. Installed packages and what is no Python file do not count. Of a program without a
-    file, as in a notebook, its own source; "" when there is none to read."""
+    """A fingerprint of the program's code, 12 hex digits: of the file that defines it and of the author's own files
+    that this one imports, directly or not. Installed packages and what is no Python file do not count. Of a program
+    without a file, as in a notebook, its own source; "" when there is none to read."""
     module = sys.modules.get(program.__module__)
     path = _file(module)
     if module is None or path is None:

@@ -42,8 +42,8 @@ class _Room:
 async def work_alone(
     task: str, program: Program, *, code: str, client: Client, log: Log, subjects: Subjects, again: bool = False
 ) -> TaskState:
-    """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died. Raises NotFound,
-    LogError, ConnectionFailed, and whatever `setup` raises."""
+    """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died. Raises
+    NotFound, LogError, ConnectionFailed, and whatever `setup` raises."""
     entry = await log.entry(int(task))
     if entry is None or subjects.door_of(entry.subject) != ("task", program.name):
         raise NotFound(f"{program.name} has no task {task}")
@@ -53,8 +53,9 @@ async def work_alone(
     loop.set_task_factory(branching)
     agent = f"{program.name}-fork-{secrets.token_hex(3)}"
     worker = Worker(
-        program, agent=agent, code=code, client=client, log=log, subjects=subjects, on_worn=lambda why: logger.warning(why)
-    )
+        program, agent=agent, code=code, client=client, log=log, subjects=subjects,
+        on_worn=lambda why: logger.warning(why),
+    )  # fmt: skip
     worker.keep_time()
     try:
         if not again:
@@ -65,7 +66,8 @@ async def work_alone(
             state = fold(events)
             if state.ended:
                 return state
-            if (again or await _is_ours(worker, task, state, events)) and not await _sleeps_on(worker, task, state, events):
+            free = again or _is_free(worker, state, events)
+            if free and not await _sleeps_on(worker, task, state, events):
                 again = False
                 await _attempt(worker, entry, 2)
             else:
@@ -91,7 +93,7 @@ async def _sleeps_on(worker: Worker, task: str, state: TaskState, events: list[E
     return state.status == "sleeping" and await worker.waiting.due(task, events) is None
 
 
-async def _is_ours(worker: Worker, task: str, state: TaskState, events: list[Event]) -> bool:
+def _is_free(worker: Worker, state: TaskState, events: list[Event]) -> bool:
     """Whether nobody else has the task, or has been silent for longer than a try may take."""
     if state.status != "running" or state.agent == worker.agent:
         return True

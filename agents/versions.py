@@ -1,5 +1,5 @@
-"""Tasks that need other code than this agent has: handed back until an agent with that code takes them, or their time is
-over.
+"""Tasks that need other code than this agent has: handed back until an agent with that code takes them, or until their
+time is over.
 
 A task needs a code version when its submission names one (`Dspex-Code`), or when its program drains (`on_change`) and
 another version has begun it. Nothing is written meanwhile, so whoever dies here leaves the task as it was.
@@ -90,14 +90,13 @@ class Versions:
         if deadline is not None and deadline <= time.time():
             return DeadlineExceeded(f"the deadline passed while {name} waited for an agent with code {wanted}")
         if headers and h.CODE in headers and state.status == "running":
-            # Whoever has that code may be at work on it without a delivery of ours, and silent for as long as a try may
-            # take.
+            # Whoever has that code may be at work on it without a delivery, and silent for as long as a try may take.
             patience = max(patience, self._program.timeout)
         if time.time() - since < patience:
             return None
         return ProgramFailed(
-            f"the task needs code {wanted} of {name}, the agents here run {self._code}, and none with {wanted} took it in "
-            f"{patience:g} s", type="CodeUnavailable",
+            f"the task needs code {wanted} of {name}, the agents here run {self._code}, and none with {wanted} took it "
+            f"within {patience:g} s", type="CodeUnavailable",
         )  # fmt: skip
 
     def _say(self, task: str, wanted: str) -> None:
@@ -107,5 +106,6 @@ class Versions:
         if len(self._said) > MAX_SAID:
             del self._said[next(iter(self._said))]
         logger.warning(
-            "task %s of %s waits for an agent with code %s; this one runs %s", task, self._program.name, wanted, self._code
-        )
+            "task %s of %s waits for an agent with code %s; this one runs %s",
+            task, self._program.name, wanted, self._code,
+        )  # fmt: skip

@@ -124,8 +124,8 @@ class Waiting:
         known = list(events)
         waits = fold(known).waits
         found = [wait.until for wait in waits if wait.until is not None and wait.until <= time.time()]
-        records = remembered(known).records.values()
-        taken = {record.arguments[0] for record in records if record.name.startswith("signal.") and not record.error}
+        records = [record for record in remembered(known).records.values() if record.name.startswith("signal.")]
+        taken = {record.arguments[0] for record in records if not record.error}
         names = {wait.signal for wait in waits if wait.signal}
         for entry in await self._log.read(aggregate("inbox", self._program, task)) if names else ():
             for event in decode_commit(entry.body, entry.position):

@@ -113,7 +113,8 @@ class Caller:
         `{"program", "assignment", "values", "version", "fresh"}`. Raises InvalidInput, NotFound, Unavailable."""
         body = {"values": values, "why": why} | ({"base": base} if base else {})
         fields = {h.ACTOR: who} if who else None
-        reply = await self._request(self.subjects.variables(program, "propose"), msgspec.json.encode(body), 10.0, fields)
+        door = self.subjects.variables(program, "propose")
+        reply = await self._request(door, msgspec.json.encode(body), 10.0, fields)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ async def export(
     source: Source, path: Path | str, *, tasks: Iterable[str] = (), programs: Iterable[str] = (), prefix: str = "dspex"
 ) -> int:
     """Write these tasks and all tasks of these programs to a new file, or the whole log when none is named; give how
-    many entries. What is about a task goes along: its outcomes, signals, where its program was and its values. Raises NotFound for
-    a task that is not there, LogError when the file cannot be written."""
+    many entries. What is about a task goes along: its outcomes, signals, where its program was, and what its values
+    were. Raises NotFound for a task that is not there, LogError when the file cannot be written."""
     subjects = Subjects(prefix)
     found: dict[int, list[dict[str, Any]]] = {}
     wanted = list(programs)

@@ -1,7 +1,7 @@
 """Forks from Python, in a script or a notebook: what `dspex fork` does.
 
-A fork is an ordinary submission with the parent's input and a header that names the parent and an event of it. The agent
-that takes it copies what it shares; nothing is ever written to the parent.
+A fork is an ordinary submission with the parent's input and a header that names the parent and one of its events. The
+agent that takes it copies what it shares; nothing is ever written to the parent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dspex.compose.replays import opened, wait_for
 from dspex.compose.story import BusSource, Source, Story, instance_of, story_of
 from dspex.core import headers as h
 from dspex.core.dry import DryReport, dry_run
-from dspex.core.errors import InvalidInput, TaskError, task_error
+from dspex.core.errors import InvalidInput, task_error
 from dspex.core.fork import separated, with_input
 from dspex.core.program import Program
 from dspex.core.task import TaskState
@@ -29,8 +29,9 @@ __all__ = ["Fork", "Forking", "afork", "fork", "planned", "rehearsed", "submitte
 
 
 class Fork(Struct, frozen=True):
-    """A task that shares the first `at` events of its `parent`. `assignment` is the hash of the values it runs on, `code`
-    the version of the code when it is not that of the agents, `output` what came of it when that was waited for."""
+    """A task that shares the first `at` events of its `parent`. `assignment` is the hash of the values it runs on,
+    `code` the version of the code when it is not that of the agents, `output` what came of it when that was waited for.
+    """
 
     task: str
     parent: str
@@ -54,7 +55,8 @@ class Forking:
 @overload
 def fork(
     task: str | int, *, at: int | None = None, values: dict[str, Any] | None = None,
-    program: type[Program] | None = None, url: str | None = None, wait: float | None = None, dry: Literal[False] = False,
+    program: type[Program] | None = None, url: str | None = None, wait: float | None = None,
+    dry: Literal[False] = False,
 ) -> Fork: ...  # fmt: skip
 @overload
 def fork(
@@ -66,9 +68,9 @@ def fork(task: str | int, **how: Any) -> Fork | DryReport:
 
     `values` sets variables by path, and fields of the input as `"input.<field>"`. `program` is a class to run in this
     process in place of the agents' code; it then runs to its end. `wait` is how many seconds to wait for the output.
-    With `dry` the program is run here, up to the first effect that would go outside; that needs no system when `log` is a
-    file. Raises NotFound, InvalidInput, InvalidAssignment, ConnectionFailed, LogError, and TaskError as the fork ended,
-    when that was waited for.
+    With `dry` the program is run here, up to the first effect that would go outside; that needs no system when `log` is
+    a file. Raises NotFound, InvalidInput, InvalidAssignment, ConnectionFailed, LogError, and TaskError as the fork
+    ended, when that was waited for.
     """
     made: Fork | DryReport = wait_for(afork(task, **how))
     return made
@@ -77,7 +79,8 @@ def fork(task: str | int, **how: Any) -> Fork | DryReport:
 @overload
 async def afork(
     task: str | int, *, at: int | None = None, values: dict[str, Any] | None = None,
-    program: type[Program] | None = None, url: str | None = None, wait: float | None = None, dry: Literal[False] = False,
+    program: type[Program] | None = None, url: str | None = None, wait: float | None = None,
+    dry: Literal[False] = False,
 ) -> Fork: ...  # fmt: skip
 @overload
 async def afork(
@@ -142,7 +145,8 @@ async def rehearsed(forking: Forking, program: type[Program]) -> DryReport:
 
 
 async def submitted(caller: Caller, forking: Forking, program: type[Program] | None = None) -> Fork:
-    """Submit a fork, to be run by the agents, or by whoever has the code of `program`. Raises InvalidInput, NotFound."""
+    """Submit a fork, to be run by the agents, or by whoever has the code of `program`. Raises InvalidInput,
+    NotFound."""
     story = forking.story
     headers = {h.FORK: f"{story.task}@{forking.at}", h.PARENT: story.task, h.CAUSATION: story.task}
     made = Fork("", story.task, forking.at, story.program)
@@ -206,7 +210,6 @@ def _instance(forking: Forking, program: type[Program]) -> Program:
     found = instance_of(program, forking.story, forking.values)
     if found is None:
         ran = forking.story.state.assignment[:8]
-        raise InvalidInput(
-            f"task {forking.story.task} ran on values {ran}, which the code at hand does not have; set the ones it needs"
-        )
+        task = forking.story.task
+        raise InvalidInput(f"task {task} ran on values {ran}, which the code at hand does not have; set those it needs")
     return found

@@ -118,6 +118,11 @@ async def _folded(source: Source, query: dict[str, Any]) -> list[tuple[str, str,
 
 def _end(state: TaskState) -> str:
     """What came of a task, in a line."""
+    said = _said(state)
+    return f"fork of {state.parent}@{state.at}: {said}" if state.parent else said
+
+
+def _said(state: TaskState) -> str:
     if state.output is not None:
         return compact(_json(bytes(state.output)))
     if state.of:
@@ -127,7 +132,9 @@ def _end(state: TaskState) -> str:
     if state.status == "sleeping":  # nobody holds it meanwhile
         signals = sorted({wait.signal for wait in state.waits if wait.signal})
         return clean(f"waits for the signal {' or '.join(signals)}" if signals else "waits for a time")
-    return f"held by {state.agent}" if state.agent else ""
+    if state.agent:
+        return clean(f"held by {state.agent}, code {state.claimed_code}")
+    return clean(f"waits for an agent with code {state.wanted_code}") if state.wanted_code else ""
 
 
 def _json(body: bytes) -> Any:
@@ -159,7 +166,7 @@ def events(
         raise click.UsageError("--follow and --log were given; nothing happens in a file")
     wanted = limit if limit is not None else (0 if options.json or task else 100)
     query = {"task": task} if task else {"program": program} if program else {}
-    lines = EventLines()
+    lines = EventLines(versions=task is not None)
 
     def show(event: dict[str, Any]) -> None:
         if options.json:

@@ -40,8 +40,8 @@ class DryReport(Struct, frozen=True):
     """What a fork of `parent` at event `at` would do. `performed` is 0, always: it is there to be checked.
 
     `shared` is how many records it would share, `used` how many of them it asked for, `changed` the places that it asks
-    for otherwise than was recorded (the record counts). `outside` is where it would go outside first; when it would not,
-    it ended in an `output`, or in an `error`.
+    for otherwise than was recorded (the record counts). `outside` is where it would go outside first; when it would
+    not, it ended in an `output`, or in an `error`. `slept` are seconds of sleep that were not waited for.
     """
 
     parent: str
@@ -57,7 +57,9 @@ class DryReport(Struct, frozen=True):
     seconds: float = 0.0
 
 
-async def dry_run(program: Program, events: Iterable[Event], parent: str, at: int, body: bytes | None = None) -> DryReport:
+async def dry_run(
+    program: Program, events: Iterable[Event], parent: str, at: int, body: bytes | None = None
+) -> DryReport:
     """Run `program` on the first `at` events of a task, up to the first effect that would go outside. `body` is another
     input. Raises InvalidInput for a version that the task does not have, and for a body that is no Input."""
     story = list(events)

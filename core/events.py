@@ -65,8 +65,9 @@ class TaskClaimed(Payload, frozen=True, kw_only=True):
 class TaskForked(Payload, frozen=True, kw_only=True):
     """The task shares what its `parent` had recorded up to the parent's event `at`, and goes on from there by itself.
 
-    `records` is how many records it shares: so many copies follow. `waits` are the ends of the waits that were under way
-    at that point, by place. `seed` is the task whose random numbers it draws, `life` how often that had begun anew."""
+    `records` is how many records it shares: so many copies follow. `waits` are the ends of the waits that were under
+    way at that point, by place. `seed` is the task whose random numbers it draws, `life` how often that had begun anew.
+    """
 
     parent: str
     at: int

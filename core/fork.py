@@ -24,8 +24,8 @@ class Shared(NamedTuple):
 
 
 def shared(events: Iterable[Event], parent: str, at: int) -> Shared:
-    """What a fork of `parent` shares, whose events these are, up to version `at`: what an attempt that began there would
-    remember. Raises InvalidInput for a version that the parent does not have."""
+    """What a fork of `parent` shares, whose events these are, up to version `at`: what an attempt that began there
+    would remember. Raises InvalidInput for a version that the parent does not have."""
     known = [event for event in events if event.version]
     last = known[-1].version if known else 0
     if not 0 <= at <= last:

@@ -102,8 +102,8 @@ def _not_run(state: TaskState) -> str:
 @dataclass
 class _Past:
     """The records that the last attempt could see, how often a retry started clean, and whose random numbers it drew.
-    `old` are the keys that it need not have asked for: of earlier attempts, and of a fork's parent; the latter, `shared`,
-    it may have asked for otherwise."""
+    `old` are the keys that it need not have asked for: of earlier attempts, and of a fork's parent; the latter,
+    `shared`, it may have asked for otherwise."""
 
     records: dict[str, EffectRecorded] = field(default_factory=dict)
     life: int = 0
@@ -137,8 +137,10 @@ def _past(story: list[Event]) -> _Past:
 
 
 async def run_on(program: Program, body: bytes, answers: Answers) -> tuple[bytes | None, BaseException | None]:
-    """The output, or what ended the run; neither when it was stopped. In a task of its own, so that nothing is left behind in the caller's context;
-    every task that it starts is a branch, as it was when it was recorded."""
+    """The output, or what ended the run; neither when it was stopped.
+
+    In a task of its own, so that nothing is left behind in the caller's context; every task that it starts is a branch,
+    as it was when it was recorded."""
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
 

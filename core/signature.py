@@ -39,8 +39,8 @@ def check_limits(cls: type) -> None:
             _refuse(cls, field, value, f"{what} is a number of seconds above 0", f"write {field} = {seconds}")
     change = getattr(cls, "on_change", None)
     if change not in ON_CHANGE:
-        words = ", ".join(f'"{word}"' for word in ON_CHANGE)
-        _refuse(cls, "on_change", change, f"what becomes of running tasks is one of {words}", 'write on_change = "fail"')
+        problem = f"what becomes of running tasks is one of {', '.join(ON_CHANGE)}"
+        _refuse(cls, "on_change", change, problem, 'write on_change = "fail"')
     for field, example in (("attempts", 3), ("concurrency", 64)):
         value = getattr(cls, field, None)
         if value is None and field == "concurrency":

@@ -33,7 +33,8 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate"})
 class TaskState:
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
     attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `claimed_code` is the
-    code version of the last claim, `wanted_code` the only one that may run it; `parent` and `at` are those of a fork."""
+    code version of the last claim, `wanted_code` the only one that may run it; `parent` and `at` are those of a fork.
+    """
 
     status: Status = "submitted"
     attempts: int = 0
