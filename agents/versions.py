@@ -64,6 +64,11 @@ class Versions:
         if state.ended:
             self._client.acknowledge(run.delivery.message, ACK)
             return
+        try:
+            self._check_deadline(headers, since, wanted)
+        except TaskError as error:
+            await self._give_up(run, error)
+            return
         if events:
             since = max(since, datetime.fromisoformat(events[-1].time).timestamp())
         if state.status == "sleeping":
@@ -72,32 +77,36 @@ class Versions:
                 self._client.acknowledge(run.delivery.message, ACK)
                 return
             since = max(since, due)
-        error = self._too_late(run, headers, wanted, state, since)
-        if error is not None:
-            run.claimed = True  # no attempt begins
-            await self._settle(run, failed(error, 0.0))
+        patience = self._patience(state, headers)
+        if time.time() - since >= patience:
+            await self._give_up(run, self._unavailable(wanted, patience))
             return
         self._say(run.id, wanted)
         delay = min(max((time.time() - since) / 4, SOONEST), LATEST)
         self._client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (delay * 1e9))
 
-    def _too_late(
-        self, run: Run, headers: dict[str, str] | None, wanted: str, state: TaskState, since: float
-    ) -> TaskError | None:
-        """Why the task waits no longer."""
-        deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
-        name, patience = self._program.name, self._program.drain_time
+    def _check_deadline(self, headers: dict[str, str] | None, stored_at: float, wanted: str) -> None:
+        deadline = h.deadline_of(headers, stored_at) if headers else None
         if deadline is not None and deadline <= time.time():
-            return DeadlineExceeded(f"the deadline passed while {name} waited for an agent with code {wanted}")
+            name = self._program.name
+            raise DeadlineExceeded(f"the deadline passed while {name} waited for an agent with code {wanted}")
+
+    def _patience(self, state: TaskState, headers: dict[str, str] | None) -> float:
+        """Seconds that the task waits."""
         if headers and h.CODE in headers and state.status == "running":
             # Whoever has that code may be at work on it without a delivery, and silent for as long as a try may take.
-            patience = max(patience, self._program.timeout)
-        if time.time() - since < patience:
-            return None
+            return max(self._program.drain_time, self._program.timeout)
+        return self._program.drain_time
+
+    def _unavailable(self, wanted: str, patience: float) -> TaskError:
         return ProgramFailed(
-            f"the task needs code {wanted} of {name}, the agents here run {self._code}, and none with {wanted} took it "
-            f"within {patience:g} s", type="CodeUnavailable",
+            f"the task needs code {wanted} of {self._program.name}, the agents here run {self._code}, and none with "
+            f"{wanted} took it within {patience:g} s", type="CodeUnavailable",
         )  # fmt: skip
+
+    async def _give_up(self, run: Run, error: TaskError) -> None:
+        run.claimed = True  # no attempt begins
+        await self._settle(run, failed(error, 0.0))
 
     def _say(self, task: str, wanted: str) -> None:
         if task in self._said:

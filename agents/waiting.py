@@ -17,13 +17,15 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
+from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
 from dspex.core.errors import ConnectionFailed, LogError
-from dspex.core.events import Event, SignalReceived
+from dspex.core.events import Event, SignalReceived, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.subjects import Subjects, aggregate
@@ -66,6 +68,7 @@ class Waiting:
     def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
         self._client, self._log, self._subjects = client, log, subjects
         self._program, self._source = program, source
+        self._cancelling = Cancelling(client, log, subjects, program, source)
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- timers
@@ -119,13 +122,17 @@ class Waiting:
         return fold(decode_commit(entry.body, entry.position)) if entry else TaskState()
 
     async def due(self, task: str, events: Iterable[Event]) -> float | None:
-        """Since when a sleeping task, whose events these are, could go on: since its time or its signal came, in seconds
-        since the epoch. None when it sleeps on."""
+        """Since when a sleeping task, whose events these are, could go on: since its time or its signal came. In
+        seconds since the epoch; None when it sleeps on."""
         known = list(events)
         waits = fold(known).waits
-        found = [wait.until for wait in waits if wait.until is not None and wait.until <= time.time()]
-        records = [record for record in remembered(known).records.values() if record.name.startswith("signal.")]
-        taken = {record.arguments[0] for record in records if not record.error}
+        times = [wait.until for wait in waits if wait.until is not None]
+        if known and isinstance(known[-1].data, TaskRetried):
+            times.append(known[-1].data.until)
+        found = [when for when in times if when <= time.time()]
+        records = remembered(known).records.values()
+        heard = [record for record in records if record.name.startswith("signal.") and not record.error]
+        taken = {record.arguments[0] for record in heard}
         names = {wait.signal for wait in waits if wait.signal}
         for entry in await self._log.read(aggregate("inbox", self._program, task)) if names else ():
             for event in decode_commit(entry.body, entry.position):
@@ -156,6 +163,9 @@ class Waiting:
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
+        elif entry and known and name == CANCEL:
+            by = delivery.message.headers.get(h.ACTOR, "")[:200]
+            await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position)
         elif known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["events", "ps", "tasks"]
 
-STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate"]
+STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
 TAIL_WAIT = 20.0
 
 
@@ -133,7 +133,7 @@ def _said(state: TaskState) -> str:
         signals = sorted({wait.signal for wait in state.waits if wait.signal})
         return clean(f"waits for the signal {' or '.join(signals)}" if signals else "waits for a time")
     if state.agent:
-        return clean(f"held by {state.agent}, code {state.claimed_code}")
+        return clean(f"held by {state.agent}" + (f", code {state.claimed_code}" if state.claimed_code else ""))
     return clean(f"waits for an agent with code {state.wanted_code}") if state.wanted_code else ""
 
 

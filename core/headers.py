@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -9,16 +10,16 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "PARENT", "REPLY", "TASK", "WAIT", "deadline_of", "fork_of", "key_of", "wait_of",
+    "KEY", "PARENT", "REPLY", "TASK", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of", "wait_of",
 ]
 
+ACTOR = "Dspex-Actor"
 KEY = "Dspex-Key"
 DEADLINE = "Dspex-Deadline"
 CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
 PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
-ACTOR = "Dspex-Actor"
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
 CODE = "Dspex-Code"
@@ -34,6 +35,8 @@ ERROR = "Nats-Service-Error"
 
 MAX_KEY = 256
 DEFAULT_WAIT = 25.0
+MAX_REPLY = 2000
+_INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:
@@ -83,6 +86,13 @@ def fork_of(headers: Mapping[str, str]) -> tuple[str, int] | None:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 19
+
+
+def reply_of(headers: Mapping[str, str]) -> str:
+    """Where the caller waits for the answer; "" when nobody does. Only an inbox counts: a stranger's submission must
+    not make us publish anywhere else."""
+    reply = headers.get(REPLY, "")
+    return reply if len(reply) < MAX_REPLY and _INBOX.fullmatch(reply) else ""
 
 
 def wait_of(headers: Mapping[str, str]) -> float:

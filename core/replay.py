@@ -27,6 +27,7 @@ from dspex.core.task import TaskState, fold
 __all__ = ["Difference", "Report", "Rerun", "Watch", "difference_of", "replay", "rerun", "run_on"]
 
 NOT_AGAIN = {
+    "CodeUnavailable": "it ended because no agent had the code that it needs",
     "DeadlineExceeded": "it ended by its deadline, and time is not replayed",
     "Diverged": "its code changed while it was under way, and it ended by that",
 }

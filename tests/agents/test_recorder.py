@@ -14,7 +14,16 @@ from dspex.agents import recorder as module
 from dspex.agents.recorder import Recorder, Superseded, Suspended
 from dspex.core.effects import Call, Diverged, idempotency_key
 from dspex.core.errors import EffectFailed, LimitExceeded, LogError
-from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed, TaskForked, TaskSleeping
+from dspex.core.events import (
+    EffectRecorded,
+    Event,
+    Head,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskForked,
+    TaskSleeping,
+)
 from dspex.core.ports import Appended, Conflict
 
 

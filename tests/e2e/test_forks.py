@@ -264,10 +264,10 @@ async def test_a_fork_whose_process_was_killed_is_finished_by_another(
     await ended(plain, parent)
     theirs, code = book.lines, changed(tmp_path)
     arguments = ("fork", parent, "--at", AFTER_BRIDGE, "--code", code, "--set", "input.seconds=0.5")
-    process = subprocess.Popen(command(*arguments, url=shared.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until(lambda: any(place == "day0" for place, _ in book.lines), what="it did not come so far")
+    process = await asyncio.create_subprocess_exec(*command(*arguments, url=shared.url), stdout=-1, stderr=-1)
+    await asyncio.to_thread(until, lambda: any(place == "day0" for place, _ in book.lines))
     process.kill()
-    process.communicate()
+    await process.communicate()
     story = await plain.story()
     task = story.submitted("trip")[-1]
     assert not set(story.types(f"task.trip.{task}")) & ENDED
