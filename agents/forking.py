@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from dspex.agents.recorder import Superseded
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
+from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
 from dspex.core.codec import decode_commit
 from dspex.core.errors import NotFound
 from dspex.core.events import EffectRecorded, Payload, TaskForked
@@ -21,11 +21,6 @@ from dspex.core.ports import Conflict, Log
 from dspex.core.subjects import Subjects, aggregate
 
 __all__ = ["begin_fork"]
-
-MAX_COMMIT = 256 << 10
-"""Bytes of copies that one commit may hold, unless a single one is larger; more go into the next."""
-RECORD = 512
-"""Bytes that a copy takes beside its result."""
 
 
 async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> None:
@@ -67,13 +62,7 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) 
 def _first(todo: Sequence[tuple[Payload, str]]) -> tuple[list[tuple[Payload, str]], list[tuple[Payload, str]]]:
     """What goes into the next commit, and the rest."""
     size = count = 0
-    while count < len(todo) and (not count or size + _size(todo[count][0]) <= MAX_COMMIT):
-        size += _size(todo[count][0])
+    while count < len(todo) and (not count or size + size_of(todo[count][0]) <= MAX_COMMIT):
+        size += size_of(todo[count][0])
         count += 1
     return list(todo[:count]), list(todo[count:])
-
-
-def _size(payload: Payload) -> int:
-    if isinstance(payload, EffectRecorded):
-        return RECORD + len(bytes(payload.result)) + 4 * sum(len(str(value)) for value in payload.arguments)
-    return RECORD

@@ -23,12 +23,13 @@ from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.forking import begin_fork
-from dspex.agents.recorder import Superseded, Suspended
+from dspex.agents.recorder import Suspended
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Waiting, Woken
+from dspex.agents.writer import Superseded
 from dspex.bus.client import Client, Message
 from dspex.bus.pull import ACK, NAK, Delivery, Puller, Slots
 from dspex.bus.streams import consumer_name

@@ -11,7 +11,7 @@ import pytest
 
 from dspex import EffectFailed, Secret, http
 from dspex.compose.http import MAX_REPLY
-from dspex.core.effects import digest_of, with_idempotency
+from dspex.core.effects import Performing, digest_of
 
 SEEN: list[dict[str, str]] = []
 
@@ -48,12 +48,11 @@ async def test_the_answer_has_status_headers_and_body(url: str) -> None:
 
 
 async def test_a_repeat_carries_the_same_key(url: str) -> None:
-    async def send() -> Any:
-        return await http("POST", url, body="")
-
+    performing = Performing("7/0", "p.http#0")
     for _ in range(2):
-        await with_idempotency("k1", send)()
-    assert [seen["idempotency-key"] for seen in SEEN[-2:]] == ["k1", "k1"]
+        with performing:
+            await http("POST", url, body="")
+    assert [seen["idempotency-key"] for seen in SEEN[-2:]] == [performing.idempotency_key] * 2
 
 
 def test_a_secret_is_looked_up_inside(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dspex import InvalidInput, NotFound, Program, Schema, effect, idempotency_key
 from dspex.agents import forking
 from dspex.agents.forking import begin_fork
-from dspex.agents.recorder import Superseded
 from dspex.agents.run import Run, Seat
+from dspex.agents.writer import Superseded
 from dspex.bus.pull import Delivery
 from dspex.core import effects
 from dspex.core.codec import decode_commit
@@ -96,7 +96,7 @@ async def events_of(log: MemoryLog, task: int) -> list[Event]:
 
 
 async def write(run: Run, *payloads: Payload) -> None:
-    await run.commit(run.claimed_by(list(payloads)))
+    await run.commit(run.events(run.claimed_by(list(payloads))))
 
 
 async def ran(run: Run, plan: list[int]) -> list[float]:

@@ -13,6 +13,7 @@ from dspex import Program, Schema, effect, idempotency_key
 from dspex.core.codec import decode_commit, encode_commit
 from dspex.core.effects import (
     Call,
+    Performing,
     Scope,
     ask_now,
     begin,
@@ -21,7 +22,6 @@ from dspex.core.effects import (
     failed,
     outcome_of,
     recorded,
-    with_idempotency,
 )
 from dspex.core.errors import EffectFailed
 from dspex.core.events import EffectRecorded, Event
@@ -43,7 +43,8 @@ class Notes:
         record = self.known.get(call.key)
         if record is None:
             try:
-                record = recorded(call, await with_idempotency(f"key of {call.key}", call.act)(), 0.0)
+                with Performing("life", call.key):
+                    record = recorded(call, await call.act(), 0.0)
             except Exception as error:
                 record = failed(call, error, 0.0)
         self.records[call.key] = record
@@ -201,7 +202,7 @@ async def test_the_key_is_seen_inside_and_stays_with_the_place() -> None:
 
     KEYS.clear()
     await run(work)
-    assert sorted(KEYS) == ["key of p.fetch#0", "key of p.fetch#1"]
+    assert sorted(KEYS) == sorted(Performing("life", f"p.fetch#{n}").idempotency_key for n in range(2))
 
 
 def test_the_digest_is_of_what_was_asked() -> None:
