@@ -19,7 +19,7 @@ __all__ = ["code_of"]
 
 MAX_FILES = 2000
 """Files that count; of a program that imports more, the rest does not."""
-_INSTALLED = tuple({str(Path(path).resolve()) for path in sysconfig.get_paths().values()})
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
 def code_of(program: type[Program]) -> str:
@@ -71,7 +71,7 @@ def _unloaded(name: str) -> Path | None:
 
 
 def _installed(path: Path) -> bool:
-    return str(path).startswith(_INSTALLED) or "site-packages" in path.parts
+    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in _INSTALLED)
 
 
 def _imports(name: str, package: str, body: bytes) -> Iterator[str]:

@@ -11,6 +11,8 @@ import logging
 import secrets
 import time
 from datetime import datetime
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from dspex.agents.waiting import Given
 from dspex.agents.worker import Worker
@@ -27,6 +29,9 @@ from dspex.core.task import TaskState, fold
 __all__ = ["work_alone"]
 
 logger = logging.getLogger("dspex.agents")
+
+_at_work: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[int, Any]] = WeakKeyDictionary()
+"""In which loops tasks are worked on, how many, and the task factory that the loop had before."""
 
 LOOK = 0.25
 """Seconds between two looks at a task that sleeps, or that another has taken."""
@@ -48,15 +53,13 @@ async def work_alone(
     if entry is None or subjects.door_of(entry.subject) != ("task", program.name):
         raise NotFound(f"{program.name} has no task {task}")
     await asyncio.to_thread(program.prepare)
-    loop = asyncio.get_running_loop()
-    factory = loop.get_task_factory()
-    loop.set_task_factory(branching)
     agent = f"{program.name}-fork-{secrets.token_hex(3)}"
     worker = Worker(
         program, agent=agent, code=code, client=client, log=log, subjects=subjects,
         on_worn=lambda why: logger.warning(why),
     )  # fmt: skip
     worker.keep_time()
+    _number_branches(1)
     try:
         if not again:
             await _attempt(worker, entry, 1)
@@ -74,6 +77,18 @@ async def work_alone(
                 await asyncio.sleep(LOOK)
     finally:
         await worker.drain(0.0)
+        _number_branches(-1)
+
+
+def _number_branches(change: int) -> None:
+    """Have the loop number the branches of runs, for as long as one of us works in it."""
+    loop = asyncio.get_running_loop()
+    working, factory = _at_work.get(loop, (0, loop.get_task_factory()))
+    if working + change:
+        _at_work[loop] = working + change, factory
+        loop.set_task_factory(branching)
+    else:
+        del _at_work[loop]
         loop.set_task_factory(factory)
 
 

@@ -109,9 +109,8 @@ async def _here(options: Options, caller: Caller, made: Fork, program: type[Prog
     """Run the fork in this process."""
     from dspex.compose.forks import output_of, worked_on
 
-    if not options.json:
-        hint = f"dspex fork {made.task} --resume --code …"
-        click.echo(dim(f"it runs here, on code {made.code}; if this process dies: {hint}"), err=True)
+    hint = f"dspex fork {made.task} --resume --code FILE"
+    click.echo(dim(f"task {made.task} runs here, on code {made.code}; if this process dies: {hint}"), err=True)
     with contextlib.redirect_stdout(sys.stderr):  # what the program prints is no part of what we print
         state = await worked_on(caller, made, program, again=again)
     output_of(state, made.task)
@@ -153,7 +152,8 @@ def _json(made: Fork) -> dict[str, Any]:
 
 
 def _show(made: Fork, versions: int) -> None:
-    click.echo(f"task {bold(made.task)} shares events 1 to {made.at} (of {versions}) of task {made.parent}")
+    shared = f"events 1 to {made.at} (of {versions})" if made.at else "nothing but the input"
+    click.echo(f"task {bold(made.task)} shares {shared} of task {made.parent}")
     click.echo(dim(f"compare them: dspex diff {made.parent} {made.task}"))
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.plain import Plain
 from tests.e2e.running import Running, until
 
-from dspex import InvalidInput, NotFound, afork
+from dspex import InvalidInput, NotFound, Replay, afork
 from dspex.compose.app import load_app
 
 APP = Path(__file__).parent / "forking.py"
@@ -175,7 +175,9 @@ async def test_tasks_that_wait_and_tasks_that_failed_are_forked(shared: Running,
     await ended(plain, int(napping.task))
 
 
-async def test_a_fork_of_a_fork_shares_what_both_have_done(shared: Running, plain: Plain, book: Book) -> None:
+async def test_a_fork_of_a_fork_shares_what_both_have_done(
+    shared: Running, plain: Plain, book: Book, tmp_path: Path
+) -> None:
     parent = await plain.submit("trip", {"book": str(book.path)})
     first = await ended(plain, parent)
     second = await afork(parent, at=AFTER_BRIDGE, values={"input.city": "Oslo"}, url=shared.url, wait=30)
@@ -184,6 +186,13 @@ async def test_a_fork_of_a_fork_shares_what_both_have_done(shared: Running, plai
     assert third.output["trail"][:4] == ["gate in Rome", "bridge in any", "side0 in Oslo", "side1 in Oslo"]
     assert third.output["drawn"] == first["drawn"]
     assert set(book.since(theirs)) >= {"night2", "night3"} and "side0" not in book.since(theirs)
+    # Taken out of the log alone, it is whole: the records, and the values that it ran on.
+    file = tmp_path / "alone.db"
+    export = [sys.executable, "-m", "dspex", "export", str(file), "--task", third.task, "--nats", shared.url]
+    await asyncio.to_thread(subprocess.run, export, check=True, capture_output=True)
+    [program] = load_app(f"{APP}:Trip")
+    report = await (await Replay.aof(third.task, program, log=file)).areport()
+    assert report.same and report.effects == 9, report
 
 
 async def test_what_cannot_be_forked_is_refused_with_words(shared: Running, plain: Plain, book: Book) -> None:
