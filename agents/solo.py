@@ -19,7 +19,7 @@ from dspex.agents.worker import Worker
 from dspex.bus.client import Client
 from dspex.core.codec import decode_commit
 from dspex.core.effects import branching
-from dspex.core.errors import NotFound
+from dspex.core.errors import LogError, NotFound
 from dspex.core.events import Event
 from dspex.core.ports import Entry, Log
 from dspex.core.program import Program
@@ -64,17 +64,18 @@ async def work_alone(
         if not again:
             await _attempt(worker, entry, 1)
         while True:
-            entries = await log.read(aggregate("task", program.name, task))
-            events = [event for each in entries for event in decode_commit(each.body, each.position)]
-            state = fold(events)
-            if state.ended:
-                return state
-            free = again or _is_free(worker, state, events)
-            if free and not await _sleeps_on(worker, task, state, events):
-                again = False
-                await _attempt(worker, entry, 2)
-            else:
-                await asyncio.sleep(LOOK)
+            try:
+                events = await _events(log, program.name, task)
+                state = fold(events)
+                if state.ended:
+                    return state
+                ready = again or _is_free(worker, state, events)
+                if ready and not await _sleeps_on(worker, task, state, events):
+                    again = False
+                    await _attempt(worker, entry, 2)
+            except LogError as error:
+                logger.warning("task %s: %s It will be tried again.", task, error)
+            await asyncio.sleep(LOOK)
     finally:
         await worker.drain(0.0)
         _number_branches(-1)
@@ -90,6 +91,11 @@ def _number_branches(change: int) -> None:
     else:
         del _at_work[loop]
         loop.set_task_factory(factory)
+
+
+async def _events(log: Log, program: str, task: str) -> list[Event]:
+    entries = await log.read(aggregate("task", program, task))
+    return [event for each in entries for event in decode_commit(each.body, each.position)]
 
 
 async def _attempt(worker: Worker, entry: Entry, delivered: int) -> None:

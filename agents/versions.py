@@ -51,7 +51,7 @@ class Versions:
         """The code version that the task needs, when it is not ours; else ""."""
         wanted = headers.get(h.CODE, "") if headers else ""
         if not wanted and state and self._program.on_change == "drain":
-            wanted = state.claimed_code
+            wanted = state.code_version
         return wanted if wanted and wanted != self._code else ""
 
     async def hand_back(self, run: Run, wanted: str, headers: dict[str, str] | None) -> None:

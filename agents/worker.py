@@ -268,7 +268,7 @@ class Worker:
         if other := self._versions.other(headers, state):
             await self._versions.hand_back(run, other, headers)
             return False
-        run.begun_by = state.claimed_code if state.claimed_code != self.code else ""
+        run.begun_by = state.code_version if state.code_version != self.code else ""
         run.values = run.values or await self._begun_on(run, state)
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"

@@ -119,7 +119,7 @@ async def _folded(source: Source, query: dict[str, Any]) -> list[tuple[str, str,
 def _end(state: TaskState) -> str:
     """What came of a task, in a line."""
     said = _said(state)
-    return f"fork of {state.parent}@{state.at}: {said}" if state.parent else said
+    return f"fork of {state.forked.parent}@{state.forked.at}: {said}" if state.forked else said
 
 
 def _said(state: TaskState) -> str:
@@ -133,8 +133,8 @@ def _said(state: TaskState) -> str:
         signals = sorted({wait.signal for wait in state.waits if wait.signal})
         return clean(f"waits for the signal {' or '.join(signals)}" if signals else "waits for a time")
     if state.agent:
-        return clean(f"held by {state.agent}" + (f", code {state.claimed_code}" if state.claimed_code else ""))
-    return clean(f"waits for an agent with code {state.wanted_code}") if state.wanted_code else ""
+        return clean(f"held by {state.agent}" + (f", code {state.code_version}" if state.code_version else ""))
+    return clean(f"waits for an agent with code {state.code_version}") if state.code_version else ""
 
 
 def _json(body: bytes) -> Any:

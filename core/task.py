@@ -33,9 +33,8 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 @dataclass(frozen=True, slots=True)
 class TaskState:
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
-    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `claimed_code` is the
-    code version of the last claim, `wanted_code` the only one that may run it; `parent` and `at` are those of a fork.
-    """
+    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `code_version` is
+    that of the last claim, or before there is one, the only one that may run it. `forked` says of whom it is a fork."""
 
     status: Status = "submitted"
     attempts: int = 0
@@ -50,10 +49,8 @@ class TaskState:
     error: str = ""
     message: str = ""
     of: str = ""
-    parent: str = ""
-    at: int = 0
-    claimed_code: str = ""
-    wanted_code: str = ""
+    code_version: str = ""
+    forked: TaskForked | None = None
     seconds: float = 0.0
     head: Head = Head()  # noqa: RUF009 - frozen
 
@@ -74,12 +71,12 @@ def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:
 def _evolve(state: TaskState, event: Event) -> TaskState:
     match event.data:
         case TaskSubmitted(input=input, headers=headers):
-            return replace(state, input=input, wanted_code=headers.get(CODE, ""))
-        case TaskForked(parent=parent, at=at):
-            return replace(state, parent=parent, at=at)
+            return replace(state, input=input, code_version=headers.get(CODE, ""))
+        case TaskForked():
+            return replace(state, forked=event.data)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             return replace(
-                state, status="running", attempts=attempt, agent=agent, assignment=assignment, claimed_code=code,
+                state, status="running", attempts=attempt, agent=agent, assignment=assignment, code_version=code,
                 waits=(),
             )  # fmt: skip
         case TaskSleeping():

@@ -240,6 +240,32 @@ async def test_a_dry_fork_performs_nothing_and_needs_no_system(
     assert book.lines == theirs and (await plain.story()).head == head
 
 
+async def test_a_person_sees_what_was_forked(shared: Running, plain: Plain, book: Book) -> None:
+    def said(*arguments: object) -> str:
+        words = [sys.executable, "-m", "dspex", *map(str, arguments), "--nats", shared.url]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    parent = await plain.submit("trip", {"book": str(book.path)})
+    await ended(plain, parent)
+    first = (await asyncio.to_thread(said, "fork", parent, "--at", 2, "--set", "nights=1", "--wait")).splitlines()
+    task = first[0].split()[1]
+    assert first[0] == f"task {task} shares events 1 to 2 (of 9) of task {parent}"
+    assert first[1] == f"compare them: dspex diff {parent} {task}"
+    assert first[2].startswith("trail  [")
+    events = await asyncio.to_thread(said, "events", task)
+    assert f"a fork of {parent}@2" in events and f"shares events 1 to 2 of task {parent}: 1 record" in events
+    assert f"(from {parent}@2) trip.now#0" in events
+    assert [line.split()[1] for line in events.splitlines()[1:5]] == ["0", "1", "2", "3"], "versions, for --at"
+    tasks = await asyncio.to_thread(said, "tasks", "trip")
+    assert f"fork of {parent}@2: " in tasks
+    proposed = await asyncio.to_thread(said, "vars", "trip", "propose", "nights=6", "--why", "to rest")
+    history = await asyncio.to_thread(said, "vars", "trip", "history")
+    assert proposed.strip() in history and "to rest" in history and "for a fork of task" in history
+    assert "proposed: dspex vars trip history" in await asyncio.to_thread(said, "vars", "trip")
+    dry = await asyncio.to_thread(said, "fork", parent, "--at", 2, "--dry")
+    assert dry.startswith("would go outside: 1 of 1 shared record asked for, 0 performed") and "visit(" in dry
+
+
 # -- other code
 
 
