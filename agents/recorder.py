@@ -24,6 +24,7 @@ from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, r
 from dspex.core.errors import EffectFailed, LimitExceeded
 from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
+from dspex.core.request import shown_request
 
 __all__ = ["Attempt", "Recorder", "Suspended"]
 
@@ -292,7 +293,7 @@ class Recorder:
         if record is None:
             self._limit(call.key)
         elif record.digest != call.digest and not self._counts(call, record):
-            self._break(Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}"))
+            self._break(Diverged("arguments", call.key, shown_request(record), call.shown))
         return record
 
     def _counts(self, call: Call, record: EffectRecorded) -> bool:
@@ -302,8 +303,8 @@ class Recorder:
             return True
         if self._attempt.lenient:
             logger.warning(
-                "task %s: at %s %s %s was recorded, and %s %s is asked for now; the record counts",
-                self._attempt.id, call.key, record.name, record.digest, call.name, call.digest,
+                "task %s: at %s %s was recorded, and %s is asked for now; the record counts",
+                self._attempt.id, call.key, shown_request(record), call.shown,
             )  # fmt: skip
         return self._attempt.lenient
 

@@ -40,6 +40,8 @@ LOOK = 0.25
 class _Room:
     """Slots for one who works on one task."""
 
+    since = 0.0
+
     def release(self) -> None:
         """There is always room for the next attempt."""
 

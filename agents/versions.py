@@ -15,13 +15,13 @@ from typing import Any
 
 from dspex.agents.failures import failed
 from dspex.agents.run import Run
-from dspex.agents.waiting import Waiting
+from dspex.agents.waiting import Waiting, times_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.errors import DeadlineExceeded, ProgramFailed, TaskError
-from dspex.core.events import Payload
+from dspex.core.events import Event, Payload
 from dspex.core.ports import Log
 from dspex.core.program import Program
 from dspex.core.task import TaskState, fold
@@ -73,7 +73,8 @@ class Versions:
             since = max(since, datetime.fromisoformat(events[-1].time).timestamp())
         if state.status == "sleeping":
             due = await self._waiting.due(run.id, events)
-            if due is None:  # its timer, or the signal that it waits for, will wake it
+            if due is None:
+                await self._see_it_woken(run, headers, events)
                 self._client.acknowledge(run.delivery.message, ACK)
                 return
             since = max(since, due)
@@ -84,6 +85,16 @@ class Versions:
         self._say(run.id, wanted)
         delay = min(max((time.time() - since) / 4, SOONEST), LATEST)
         self._client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (delay * 1e9))
+
+    async def _see_it_woken(self, run: Run, headers: dict[str, str] | None, events: list[Event]) -> None:
+        """Set the timer again: whoever put the task to sleep may have died before he could see that it holds. A signal
+        wakes it without one."""
+        times = times_of(events)
+        deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
+        if deadline is not None:
+            times.append(deadline)
+        if times:
+            await self._waiting.arm(run.id, min(times))
 
     def _check_deadline(self, headers: dict[str, str] | None, stored_at: float, wanted: str) -> None:
         deadline = h.deadline_of(headers, stored_at) if headers else None

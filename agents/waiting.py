@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,7 +31,7 @@ from dspex.core.ports import Appended, Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
-__all__ = ["Given", "Waiting", "Woken"]
+__all__ = ["Given", "Waiting", "Woken", "times_of"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -126,10 +126,7 @@ class Waiting:
         seconds since the epoch; None when it sleeps on."""
         known = list(events)
         waits = fold(known).waits
-        times = [wait.until for wait in waits if wait.until is not None]
-        if known and isinstance(known[-1].data, TaskRetried):
-            times.append(known[-1].data.until)
-        found = [when for when in times if when <= time.time()]
+        found = [when for when in times_of(known) if when <= time.time()]
         records = remembered(known).records.values()
         heard = [record for record in records if record.name.startswith("signal.") and not record.error]
         taken = {record.arguments[0] for record in heard}
@@ -190,6 +187,14 @@ class Waiting:
             if isinstance(await self._log.append(inbox, events, head), Appended):
                 return
         raise LogError(f"the inbox of task {task} changed {TRIES} times while a signal was put into it")
+
+
+def times_of(events: Sequence[Event]) -> list[float]:
+    """The times at which a sleeping task, whose events these are, is to be woken; the deadline is not among them."""
+    times = [wait.until for wait in fold(events).waits if wait.until is not None]
+    if events and isinstance(events[-1].data, TaskRetried):
+        times.append(events[-1].data.until)
+    return times
 
 
 def _named(body: bytes) -> dict[str, Any]:

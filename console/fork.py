@@ -198,6 +198,8 @@ def _show_dry(report: DryReport) -> None:
         click.echo(f"{green('ends')} without going outside: {shared}")
         print_fields([("  output", compact(report.output))])
     if report.changed:
-        click.echo(f"asked for otherwise than was recorded, and the record counts: {', '.join(report.changed)}")
+        click.echo("asked for otherwise than was recorded, and the record counts:")
+        for each in report.changed:
+            print_fields([(f"  {each.place}", ""), ("    recorded", each.recorded), ("    now", each.asked)])
     if report.slept:
         click.echo(f"sleeps that were not waited for: {report.slept:g} s")

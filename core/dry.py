@@ -20,8 +20,9 @@ from dspex.core.fork import shared
 from dspex.core.lookup import Stopped
 from dspex.core.program import Program
 from dspex.core.replay import run_on
+from dspex.core.request import shown_request
 
-__all__ = ["DryReport", "Outside", "dry_run"]
+__all__ = ["Changed", "DryReport", "Outside", "dry_run"]
 
 MAX_CHANGED = 100
 """Places with another request that a report names; the rest is left out."""
@@ -36,12 +37,20 @@ class Outside(Struct, frozen=True):
     where: str = ""
 
 
+class Changed(Struct, frozen=True):
+    """A shared place that is asked for otherwise now: both requests as code would write them."""
+
+    place: str
+    recorded: str
+    asked: str
+
+
 class DryReport(Struct, frozen=True):
     """What a fork of `parent` at event `at` would do. `performed` is 0, always: it is there to be checked.
 
     `shared` is how many records it would share, `used` how many of them it asked for, `changed` the places that it asks
-    for otherwise than was recorded (the record counts). `outside` is where it would go outside first; when it would
-    not, it ended in an `output`, or in an `error`. `slept` are seconds of sleep that were not waited for.
+    for otherwise than was recorded (the record counts all the same). `outside` is where it would go outside first; when
+    it would not, it ended in an `output`, or in an `error`. `slept` are seconds of sleep that were not waited for.
     """
 
     parent: str
@@ -49,7 +58,7 @@ class DryReport(Struct, frozen=True):
     shared: int
     used: int
     performed: int = 0
-    changed: list[str] = []
+    changed: list[Changed] = []
     outside: Outside | None = None
     output: Any = None
     error: str = ""
@@ -92,7 +101,7 @@ class _Dry:
         self.main: asyncio.Task[Any] | None = None
         self.stopped = ""
         self.outside: Outside | None = None
-        self.changed: list[str] = []
+        self.changed: list[Changed] = []
         self.used, self.slept = 0, 0.0
         self._parked: set[asyncio.Task[Any]] = set()
 
@@ -110,21 +119,21 @@ class _Dry:
                 branch.cancel()
 
     async def perform(self, call: Call) -> Any:
-        record = self._take(call.key, call.digest)
+        record = self._take(call.key, call)
         return outcome_of(call, record or await self._leave(call.key, call.name, call.shown))
 
     def perform_in_thread(self, call: Call) -> Any:
-        return outcome_of(call, self._take(call.key, call.digest) or self._stop(call.key, call.name, call.shown))
+        return outcome_of(call, self._take(call.key, call) or self._stop(call.key, call.name, call.shown))
 
     def perform_now(self, call: Call, act: Callable[[], Any]) -> Any:
-        return outcome_of(call, self._take(call.key, call.digest) or recorded(call, act(), 0.0))
+        return outcome_of(call, self._take(call.key, call) or recorded(call, act(), 0.0))
 
     async def sleep(self, key: str, seconds: float) -> None:
-        if self._take(key, "") is None:
+        if self._take(key) is None:
             self.slept += seconds
 
     async def signal(self, key: str, name: str, timeout: float | None) -> Any:
-        record = self._take(key, "") or await self._leave(key, f"signal.{name}", f"signal({name!r})")
+        record = self._take(key) or await self._leave(key, f"signal.{name}", f"signal({name!r})")
         if record.error:
             raise TimeoutError(*record.arguments)
         return msgspec.json.decode(record.result)
@@ -147,14 +156,14 @@ class _Dry:
 
     # -- inside
 
-    def _take(self, key: str, digest: str) -> EffectRecorded | None:
+    def _take(self, key: str, call: Call | None = None) -> EffectRecorded | None:
         if self.stopped:
             raise Stopped(key)  # whatever the program made of being stopped, it gets nothing more
         record = self._records.get(key)
         if record is not None:
             self.used += 1
-            if record.digest != digest:
-                self.changed.append(key)
+            if call and record.digest != call.digest:
+                self.changed.append(Changed(key, shown_request(record), call.shown))
         return record
 
     def _stop(self, key: str, name: str, request: str) -> NoReturn:

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 import msgspec
 from msgspec import Raw
@@ -25,6 +25,7 @@ from pydantic_core import to_json
 
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
+from dspex.core.request import as_code, places_of, request_of
 
 __all__ = [
     "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
@@ -103,6 +104,7 @@ class Call(msgspec.Struct, frozen=True):
     adapter: TypeAdapter[Any]
     outside: bool = True
     read_only: bool = False
+    request: bytes = b"null"
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
@@ -110,9 +112,7 @@ class Call(msgspec.Struct, frozen=True):
         """The request as code would write it, in a line: `step('t1', n=2)`."""
         if self.arguments is None:
             return f"{self.name}()"
-        args, kwargs = self.arguments
-        words = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
-        return f"{self.name}({', '.join(words)})"
+        return as_code(self.name, *self.arguments)
 
 
 class Runtime(Protocol):
@@ -239,8 +239,12 @@ class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
 
-    def __init__(self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False) -> None:
+    def __init__(
+        self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
+        hidden: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self._hidden = places_of(function, hidden)
         self._function = function
         self.name = name or function.__name__
         self.read_only = read_only
@@ -260,25 +264,39 @@ class Effect(Generic[P, R]):
             result = self._function(*args, **kwargs)
             return result if in_loop or not self._is_async else asyncio.run(result)
         function: Callable[..., Any] = self._function
+        key = scope.place(name)
+        digest, request = request_of(name, args, kwargs, self._hidden)
         call = Call(
-            key=scope.place(name), name=name, digest=digest_of(name, args, kwargs),
+            key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
 
-def effect(function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False) -> Any:
+@overload
+def effect(function: Callable[P, Any]) -> Any: ...
+@overload
+def effect(
+    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = ()
+) -> Callable[[Callable[P, Any]], Any]: ...
+def effect(
+    function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
+    hidden: Sequence[str] = (),
+) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
     Its result is recorded, so it must have a form in JSON: annotate what it returns. It is performed once per task and
     place, whatever crashes; if the process dies while it is under way, it is performed again with the same
     `idempotency_key()`. `read_only=True` promises that it changes nothing outside: then it does not wait until the log
     has what came before, and the last few of them may be performed again when the process dies.
+
+    The arguments of a call are recorded with its result, up to 16 KiB; `hidden` names parameters whose values are not.
+    Raises DefinitionError for one that the function has not.
     """
     if function is None:
-        return lambda real: Effect(real, name, read_only=read_only)
-    return Effect(function, name, read_only=read_only)
+        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden)
+    return Effect(function, name, read_only=read_only, hidden=hidden)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
@@ -300,41 +318,19 @@ def call_program(program: str, fields: dict[str, Any]) -> Any:
     if scope is None:
         raise RuntimeError(f"nobody runs {program!r}: this program runs outside of a system")
     body = to_json(fields)
+    digest, request = request_of(program, (), fields)
 
     async def act() -> Any:
         return msgspec.json.decode(await scope.runtime.call(program, body, idempotency_key()))
 
+    name = f"call.{program}"
     call = Call(
-        key=scope.place(f"call.{program}"), name=f"call.{program}", digest=digest_of(program, (), fields), act=act,
-        adapter=_adapter(Any),
-    )  # fmt: skip
+        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any)
+    )
     return scope.runtime.perform(call) if _in_loop() else scope.runtime.perform_in_thread(call)
 
 
 _adapter = functools.lru_cache(maxsize=64)(TypeAdapter)
-
-
-def digest_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """A hash of a request, 16 hex digits: what was asked, whatever the place."""
-    try:
-        body = to_json([name, args, dict(sorted(kwargs.items())) if kwargs else kwargs], fallback=_opaque)
-    except Exception:
-        body = name.encode()
-    return hashlib.sha256(body).hexdigest()[:16]
-
-
-def _short(value: object) -> str:
-    """A value's own words, of bounded length, whatever its `__repr__` does."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _opaque(value: object) -> str:
-    """What stands in the hash for an object without a form in JSON: only its type, for its address changes."""
-    return f"<{type(value).__module__}.{type(value).__qualname__}>"
 
 
 def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
@@ -344,15 +340,18 @@ def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
         msgspec.json.decode(body)
     except Exception as error:
         raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
-    return EffectRecorded(key=call.key, name=call.name, digest=call.digest, result=Raw(body), seconds=round(seconds, 6))
+    return EffectRecorded(
+        key=call.key, name=call.name, digest=call.digest, request=Raw(call.request), result=Raw(body),
+        seconds=round(seconds, 6),
+    )  # fmt: skip
 
 
 def failed(call: Call, error: BaseException, seconds: float) -> EffectRecorded:
     """The record of an effect that raised."""
     kind = type(error)
     return EffectRecorded(
-        key=call.key, name=call.name, digest=call.digest, error=f"{kind.__module__}:{kind.__qualname__}",
-        arguments=_arguments(error), seconds=round(seconds, 6),
+        key=call.key, name=call.name, digest=call.digest, request=Raw(call.request),
+        error=f"{kind.__module__}:{kind.__qualname__}", arguments=_arguments(error), seconds=round(seconds, 6),
     )  # fmt: skip
 
 

@@ -256,7 +256,7 @@ async def test_a_lenient_program_gets_the_record_for_other_arguments(
     fake.lenient = True
     recorder = Recorder(fake, past(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"5"))), running())
     assert await recorder.perform(call("a", lambda: 1 / 0, digest="other")) == 5
-    assert "task 7: at a a d was recorded, and a other is asked for now; the record counts" in caplog.text
+    assert "task 7: at a a d was recorded, and a() is asked for now; the record counts" in caplog.text
 
 
 async def test_what_a_fork_shares_counts_for_other_arguments_and_what_it_did_itself_does_not(fake: Fake) -> None:

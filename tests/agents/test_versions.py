@@ -14,6 +14,7 @@ from dspex.agents.run import Run
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Given, Waiting
 from dspex.bus.pull import ACK
+from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import rfc3339
 from dspex.core.events import (
@@ -59,6 +60,11 @@ class Words:
 
     def __init__(self) -> None:
         self.said: list[bytes] = []
+        self.armed: list[str] = []
+
+    async def request(self, subject: str, data: bytes, *, headers: dict[str, str] | None = None) -> Message:
+        self.armed.append(f"{subject} {(headers or {}).get('Nats-Schedule', '')}")
+        return Message(b"_INBOX.y", b"", b'{"stream": "DSPEX_TIMER", "seq": 1}', None)
 
     def acknowledge(self, message: object, word: bytes) -> None:
         self.said.append(word)
@@ -171,6 +177,8 @@ async def test_its_deadline_counts(desk: Desk, deadline: str, code: int) -> None
 async def test_one_that_sleeps_on_is_left_to_its_wake(desk: Desk, last: Payload) -> None:
     await desk.hand_back(CLAIM, last, ago=500.0)
     assert desk.words.said == [ACK] and desk.ended == []
+    timed = [f"dspex.timer.drains.{desk.task} @at 20"] if getattr(last, "until", None) else []
+    assert [said[: len(timed[0])] for said in desk.words.armed] == timed, "its timer is set again, in case it was lost"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.core.recording import history, record
 
 from dspex import InvalidInput, Program, Schema, effect, variable
 from dspex.core import headers as h
-from dspex.core.dry import DryReport, dry_run
+from dspex.core.dry import Changed, DryReport, dry_run
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed, TaskForked, TaskRetried, TaskSleeping
 from dspex.core.fork import separated, shared, with_input
 from dspex.core.history import remembered
@@ -177,13 +177,15 @@ def test_a_dry_run_with_other_values_goes_another_way() -> None:
     report = dry(Counts(times=5), events, both_at_once)
     # The shared places keep their records, although the third and fourth step ask for something else there now.
     assert report.outside and report.outside.request == "step(5)"
-    assert report.changed == ["counts.step#2", "counts.step#3"]
+    assert report.changed == [
+        Changed("counts.step#2", "step(100)", "step(3)"), Changed("counts.step#3", "step(200)", "step(4)")
+    ]  # fmt: skip
 
 
 def test_a_dry_run_with_another_input_keeps_what_is_shared_and_says_so() -> None:
     events = record(Counts(), n=1)
     report = dry(Counts(), events, 3, b'{"n": 5}')
-    assert report.changed == ["counts.step#0"]
+    assert report.changed == [Changed("counts.step#0", "step(1)", "step(5)")]
     assert report.outside and report.outside.request == "step(6)"
 
 

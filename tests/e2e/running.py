@@ -149,10 +149,19 @@ class Running:
         return children(self.supervisor())
 
     def registrar(self) -> int:
-        return self.below_supervisor()[0]
+        return self._called("registrar-")
 
     def archivist(self) -> int:
-        return self.below_supervisor()[1]
+        return self._called("archivist-")
+
+    def _called(self, start: str) -> int:
+        return next(pid for pid in self.below_supervisor() if called(pid).startswith(start))
+
+    def agent_pids(self) -> list[int]:
+        """The agents, in the order they were born."""
+        unborn = called(self.supervisor())  # a fork has its parent's name until it takes its own
+        others = ("registrar-", "archivist-", unborn)
+        return [pid for pid in self.below_supervisor() if not called(pid).startswith(others)]
 
     def descendants(self) -> list[int]:
         found, todo = [], [self.root]
@@ -188,12 +197,26 @@ def command(pid: int) -> str:
         return ""
 
 
+def called(pid: int) -> str:
+    """The name a process shows under, at most 15 characters."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended; one that waits to be reaped has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still: a signal takes effect only when the kernel comes to it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what=f"{pid} goes on")
 
 
 def until(condition: Any, timeout: float = 30.0, what: str = "it did not happen") -> Any:
