@@ -53,8 +53,6 @@ LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
 SHARE = 0.15
 """The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
-LAST = 1.5
-"""Seconds for what is archived when it is told to stop."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -227,12 +225,6 @@ class _Archivist:
 
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)
-
-    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
-        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
-        with suppress(LogError, TimeoutError):
-            async with asyncio.timeout(LAST):
-                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count
