@@ -262,6 +262,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
     from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main, known_log
+    from dspex.agents.code import code_of
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
@@ -285,7 +286,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
-            credentials(Role.AGENT, program.name), spec.replace, plan.values,
+            credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program),
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -299,7 +300,12 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
-    return Supervisor(children, parent=link, voice=registrar.name).run()
+
+    def forward(event: dict[str, Any]) -> None:
+        if event["event"] == "draining":  # the rest is told by itself
+            link.send(event)
+
+    return Supervisor(children, parent=link, voice=registrar.name, on_event=forward).run()
 
 
 def _programs(plan: Plan) -> list[type[Program]]:

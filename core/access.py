@@ -88,6 +88,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.ask.{program}", "agent", "run a task and wait for it", all=_CLIENTS, long=True),
     Rule("{p}.result.{program}", "agent", "the result of a task of one's own", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.variables.{program}.get", "agent", "the values in force", all=_CLIENTS),
+    Rule("{p}.variables.{program}.propose", "agent", "propose values", all=_CONSOLE),
     Rule("$SRV.>", "agent", "what runs", all=_CONSOLE, replies="many"),
     Rule("{p}.task.{program}", "log", "submit a task", all=(*_CLIENTS, Role.AGENT), tenant=True),
     Rule("{p}.task.{program}.*", "log", "store an ask for whoever asks", own=_AGENT),
@@ -96,6 +97,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.event.task.{program}.*", "log", "the life of its tasks", own=_AGENT),
     Rule("{p}.event.inbox.{program}.*", "log", "signals that arrived", own=_AGENT),
     Rule("{p}.event.key.{program}.*", "log", "whose an idempotency key is", own=_AGENT),
+    Rule("{p}.event.variables.{program}.*", "log", "proposals of values", own=_AGENT),
     Rule("{p}.event.agent.{program}.*", "log", "that it started and stopped", own=_AGENT),
     Rule("{p}.timer.{program}.*", "log", "timers of sleeping tasks", own=_AGENT),
     Rule("{p}.wake.{program}", "log", "wake a task", own=_AGENT),
@@ -136,8 +138,8 @@ SYSTEM: dict[Role, System] = {
     ),
     Role.ARCHIVIST: System(
         publish=(
-            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.{log}", "$JS.API.STREAM.PURGE.{log}", "{p}.event.agent.archivist.*",
-            "{p}.lease.archivist", *_ANSWERS,
+            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.{log}", "$JS.API.STREAM.PURGE.{log}", "$JS.API.CONSUMER.INFO.*.*",
+            "{p}.event.agent.archivist.*", "{p}.wake.*", "{p}.lease.archivist", *_ANSWERS,
         ),
         subscribe=("{p}.archive.*", "$SRV.>", "_INBOX.>"),
     ),
