@@ -247,6 +247,16 @@ async def test_a_signal_reaches_only_a_task_of_its_sender(our_side: Side, tmp_pa
     assert (await our_side.alice.final("waits", task)).json["said"] == "on"
 
 
+async def test_a_fork_shares_only_what_its_owner_may_see(our_side: Side) -> None:
+    parent = await our_side.alice.submit("work", {"text": "mine"})
+    await our_side.alice.final("work", parent)
+    fork = {"Dspex-Fork": f"{parent}@1"}
+    own = await our_side.alice.submit("work", {"text": "own"}, headers=fork)
+    assert (await our_side.alice.final("work", own)).code is None
+    theirs = await our_side.mallory.submit("work", {"text": "theirs"}, headers=fork)
+    assert (await our_side.mallory.final("work", theirs)).code == 404
+
+
 async def test_nobody_hears_what_another_is_told(our_side: Side) -> None:
     heard: list[bytes] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -73,7 +74,6 @@ async def test_the_doors_work_and_processes_may_die(system: Running, tmp_path: P
         await _run_tasks(client, str(book))
         await _kill(system, client, system.below_supervisor()[2])
         await _kill(system, client, system.registrar())
-        await _kill(system, client, system.archivist())
         await _kill(system, client, system.server())
         await _kill(system, client, system.supervisor())
         await asyncio.to_thread(until, lambda: len(children(system.supervisor())) == 8, 30)
@@ -93,13 +93,16 @@ def test_the_commands_work_as_the_console(
 
     task = str(shell("submit", "work", "text=cli", "--json").json["task"])
     for arguments in (
-        ("ask", "work", "text=a"), ("result", task), ("score", task, "0.5"), ("signal", task, "note", "1"), ("tasks",),
+        ("ask", "work", "text=a"), ("result", task), ("score", task, "0.5"), ("tasks",),
         ("events", task), ("vars", "work"), ("verify",), ("export", "out.db"),
     ):  # fmt: skip
         ran = shell(*arguments)
         assert (ran.code, ran.err) == (0, ""), (arguments, ran.out, ran.err)
     assert "place     output.pid" in shell("replay", task).out
-    assert shell("cancel", task).code == 1, "it has ended"
+    assert (shell("cancel", task).code, shell("signal", task, "note").code) == (1, 1), "it has ended"
+    for more in ((), ("--set", "input.text=other"), ("--code", f"{PROGRAMS}:Work")):
+        forked = shell("fork", task, "--at", "1", "--wait", *more, "--json")
+        assert forked.code == 0, (more, forked.out, forked.err)
     states = {row["agent"]: row["state"] for row in shell("ps", "--json").lines}
     assert len(states) == 11 and set(states.values()) == {"serving"}
     doctor = {check["check"]: check for check in shell("doctor", "--json").lines}
@@ -108,14 +111,19 @@ def test_the_commands_work_as_the_console(
     assert {doctor[name]["status"] for name in ("jetstream", "log", "archive", "work")} == {"ok"}
 
 
-def test_a_client_context_works_from_the_shell_and_sees_no_log(system: Running, tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
-    who = {"NATS_CREDS": identities(system.data).context(Role.CLIENT, "alice")}
-    task = shell("submit", "work", "text=mine", env=who).out.strip()
-    assert shell("result", "work", task, "--json", env=who).json["output"]["text"] == "mine"
-    assert "nobody serves dspex.log.read" in shell("events", env=who).err
-    nobody = shell("ask", "work", "text=a", "--nats", system.url)
-    assert nobody.code == 3 and "certificates that you trust" in nobody.err
+def test_a_client_context_works_from_the_shell_and_sees_no_log(
+    system: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATS_CREDS", identities(system.data).context(Role.CLIENT, "alice"))
+    assert run(["submit", "work", "text=mine", "--json"]) == 0
+    task = str(json.loads(capsys.readouterr().out)["task"])
+    assert run(["result", "work", task, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"]["text"] == "mine"
+    assert run(["events"]) == 1 and "nobody serves dspex.log.read" in capsys.readouterr().err
+    monkeypatch.delenv("NATS_CREDS")
+    assert run(["ask", "work", "text=a", "--nats", system.url]) == 3
+    assert "certificates that you trust" in capsys.readouterr().err
 
 
 def test_nothing_that_the_system_does_is_refused(system: Running) -> None:
