@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from dspex.agents.owners import may_see
+from dspex.agents.owners import same_tenant
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
 from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
@@ -54,10 +54,9 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) 
     entry = await log.entry(int(parent))
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
-    asker = subjects.tenant_of(run.delivery.message.subject)
     if (
         entry is None or subjects.door_of(entry.subject) != ("task", run.program)
-        or not may_see(asker, subjects.tenant_of(entry.subject))
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
     ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))

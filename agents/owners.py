@@ -10,8 +10,9 @@ from dspex.bus.client import Client
 from dspex.core.access import Role, account_of
 from dspex.core.codec import NOT_JSON
 from dspex.core.headers import REQUEST_INFO
+from dspex.core.subjects import Subjects
 
-__all__ = ["asker_of", "may_see"]
+__all__ = ["asker_of", "may_see", "same_tenant"]
 
 _EVERYWHERE = account_of(Role.CONSOLE)
 
@@ -34,4 +35,9 @@ def asker_of(client: Client, headers: Mapping[str, str]) -> str:
 
 def may_see(asker: str, tenant: str) -> bool:
     """Whether a task is for the eyes of whoever asks: its own account, and the console. All are on an open system."""
-    return asker in ("", tenant, _EVERYWHERE)
+    return asker == "" or asker in (tenant, _EVERYWHERE)
+
+
+def same_tenant(subjects: Subjects, sent: str, submitted: str) -> bool:
+    """Whether who sent a stored message may have a hand in a task, going by the subjects of both."""
+    return not subjects.tenants or subjects.tenant_of(sent) in (subjects.tenant_of(submitted), _EVERYWHERE)

@@ -19,7 +19,7 @@ import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
-from dspex.agents.owners import may_see
+from dspex.agents.owners import same_tenant
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
@@ -181,8 +181,9 @@ class Waiting:
 
     def _may_tell(self, signal: str, submission: str) -> bool:
         """Whether whoever sent a signal may say something to the task: its own account, the console, and ours."""
-        sender = self._subjects.tenant_of(signal)
-        return sender == self._client.identity.account or may_see(sender, self._subjects.tenant_of(submission))
+        if not self._subjects.tenants or self._subjects.tenant_of(signal) == self._client.identity.account:
+            return True
+        return same_tenant(self._subjects, signal, submission)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""
