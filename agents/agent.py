@@ -212,6 +212,6 @@ class _Agent:
         worker = self.worker
         return {
             "agent": self.spec.name, "program": self.spec.program.name, "pid": os.getpid(), "state": self.state,
-            "restarts": self.life.restarts, "tasks": worker.done if worker else 0,
-            "running": len(worker.running) if worker else 0, "failed": worker.failed if worker else 0,
+            "restarts": self.life.restarts, "tasks": worker.endings.done if worker else 0,
+            "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
         }  # fmt: skip

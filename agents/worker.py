@@ -12,36 +12,28 @@ import logging
 import math
 import re
 import time
-import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from msgspec import Raw
 
 from dspex.agents import keys
 from dspex.agents.calls import Calls
+from dspex.agents.endings import ENVELOPE, Endings
+from dspex.agents.failures import failed, retried
 from dspex.agents.recorder import Superseded, Suspended
-from dspex.agents.results import Results, answer_of
+from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
+from dspex.agents.runner import Runner
 from dspex.agents.waiting import Waiting, Woken
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
-from dspex.core.effects import Diverged, begin
-from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, ProgramFailed, TaskError
-from dspex.core.events import (
-    Payload,
-    TaskCompleted,
-    TaskDeadLettered,
-    TaskDuplicate,
-    TaskFailed,
-    TaskRetried,
-)
-from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, TaskError
+from dspex.core.events import Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate
+from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.core.task import fold, may_attempt
@@ -51,20 +43,17 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 logger = logging.getLogger("dspex.agents")
 
 MAX_OUTPUT = 1 << 20
-ENVELOPE = 4096
-"""Bytes kept free beside an output for the rest of its commit."""
+"""The most bytes that an output or the result of an effect may have; less when the server's limit is lower."""
 SWEEP = 0.05
+"""Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
 """Commits that may be under way beyond the slots."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
-DUPLICATE_WAIT = 60.0
-TIMER_SLACK = 0.1
-"""Seconds by which the server's clock may be ahead of ours when it fires a timer."""
-MAX_WORDS = 2000
-"""Characters of an error's message that a client gets."""
+MAX_SIDE = 1024
+"""Duplicates that may wait for their originals."""
 _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 
 
@@ -87,13 +76,10 @@ class Worker:
         self.restored = restored
         self.results = Results(client, log, subjects, self.name)
         self.running: dict[int, Run] = {}
-        self.done = self.failed = self.stuck = 0
+        self.stuck = 0
         self.pulse = time.monotonic()
         self.source = f"/agents/{agent}"
         self._slots = program.slots()
-        self._pool: ThreadPoolExecutor | None = None
-        if not program.is_async:
-            self._pool = ThreadPoolExecutor(2 * self._slots, thread_name_prefix=f"{self.name}-predict")
         self.waiting = Waiting(client, log, subjects, self.name, self.source)
         self.calls = Calls(client, subjects)
         self._pullers: list[Puller] = []
@@ -101,9 +87,10 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
-        self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, self._limit, self._loop
-        )
+        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE)
+        self.endings = Endings(client, log, self.results, self.waiting, self._spawn)
+        self._runner = Runner(program, limit, self._loop)
+        self._seat = Seat(agent, self.assignment, code, self.source, log, self.waiting, self.calls, limit, self._loop)
 
     # -- life
 
@@ -222,21 +209,20 @@ class Worker:
             if key is not None:
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source)
                 if owner != run.id:
-                    await self._settle(run, TaskDuplicate(of=owner, key=key))
+                    await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return
-            output = await self._execute(run, input)
+            output = await self._runner.execute(run, input)
         except Suspended:
             if run.suspended and not run.abandoned:
-                await self._put_to_sleep(run)
+                await self.endings.put_to_sleep(run)
             return
         except TaskError as error:
-            payload = _failure(error, time.perf_counter() - started)
-            payload = self._retry(run, error) or payload
+            payload = self._retry(run, error) or failed(error, time.perf_counter() - started)
         else:
             payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
         if not run.abandoned:
             self._free_slot(run)
-            await self._settle(run, payload)
+            await self.endings.settle(run, payload)
 
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
         deadline = h.deadline_of(headers, run.delivery.stored_at)
@@ -250,68 +236,6 @@ class Worker:
         if wanted is not None and wanted != self.assignment:
             raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
-    async def _execute(self, run: Run, input: Any) -> bytes:
-        """The output of the program. However it ended, a run that was suspended or has lost its log did not end."""
-        try:
-            body = await self._predict(run, input)
-        except BaseException:
-            self._check_whole(run)
-            raise
-        self._check_whole(run)
-        return body
-
-    def _check_whole(self, run: Run) -> None:
-        if run.abandoned:
-            return
-        broken = run.recorder.broken if run.recorder else None
-        if isinstance(broken, Diverged):
-            message = f"{self.name} has changed while the task was under way: {broken}"
-            run.raised = False
-            raise ProgramFailed(message, type="Diverged") from None
-        if broken:
-            raise broken from None
-        if run.suspended:
-            while run.task and run.task.uncancel():
-                pass
-            raise Suspended from None
-
-    async def _predict(self, run: Run, input: Any) -> bytes:
-        program = self.program
-        begin(run)
-        try:
-            if self._pool is None:
-                value = await program.predict(input)
-            else:
-                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, self._in_thread, input)
-                value = await asyncio.shield(run.thread)
-            output = program.check_output(value)
-            body: bytes = output.encode()
-        except TaskError:
-            run.raised = True
-            raise
-        except asyncio.CancelledError as error:
-            if run.suspended or run.abandoned or asyncio.current_task().cancelling():  # type: ignore[union-attr] # we are in one
-                raise
-            raise _program_failed(self.name, error) from error
-        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            logger.debug("task %s failed", run.id, exc_info=True)
-            run.raised = True
-            raise _program_failed(self.name, error) from error
-        if len(body) > self._limit:
-            raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {self._limit:,} are allowed")
-        return body
-
-    @property
-    def _limit(self) -> int:
-        """The most bytes that an output or the result of an effect may have."""
-        return min(MAX_OUTPUT, self.client.max_payload - ENVELOPE)
-
-    def _in_thread(self, input: Any) -> Any:
-        try:
-            return self.program.predict(input)
-        except StopIteration as error:  # no future can hold one
-            raise RuntimeError("predict raised StopIteration") from error
-
     async def _take_over(self, run: Run) -> bool:
         """A task that was delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
@@ -324,7 +248,7 @@ class Worker:
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"
             run.claimed = True  # no other attempt begins
-            await self._settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
+            await self.endings.settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
             return False
         run.attempt = state.attempts + 1 if state.attempts else 2
         if run.attempt - run.rested >= self.program.attempts:
@@ -342,88 +266,10 @@ class Worker:
         run.started = time.monotonic()
         run.expires = run.started + self.program.timeout
 
-    async def _settle(self, run: Run, payload: Payload) -> None:
-        """Commit how the task ended; when the log has it, acknowledge and answer."""
-        room = self.client.max_payload - ENVELOPE
-        if isinstance(payload, TaskCompleted):
-            room -= len(bytes(payload.output))
-        rest = await run.recorder.rest(room) if run.recorder else ()
-        if isinstance(payload, TaskRetried):
-            await self.waiting.arm(run.id, payload.until)
-        events = run.events(run.claimed_by((*rest, payload)))
-        result = await self.log.append(run.aggregate, events, run.head)
-        message = run.delivery.message
-        if not isinstance(result, Appended):
-            logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
-            entry = await self.log.last(run.aggregate)
-            if entry and fold(decode_commit(entry.body, entry.position)).ended:
-                self.client.acknowledge(message, ACK)
-            return
-        if isinstance(payload, TaskRetried):
-            await self._wake_if_late(run, payload.until)
-            self.client.acknowledge(run.delivery.message, ACK)
-            return
-        self.client.acknowledge(message, ACK)
-        self.done += 1
-        if isinstance(payload, TaskDuplicate):
-            if run.reply:
-                self._spawn(self._answer_as(run.reply, payload.of))
-            return
-        if not isinstance(payload, TaskCompleted):
-            self.failed += 1
-        if run.reply:
-            answer = answer_of(fold(events), run.id)
-            assert answer is not None, "a task that ended has an answer"
-            self.client.publish(run.reply, answer[0], headers=answer[1])
-
-    async def _put_to_sleep(self, run: Run) -> None:
-        """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
-        dies in between leaves a task that is delivered again."""
-        assert run.recorder, "only an effect puts a task to sleep"
-        run.settling = True
-        waits = list(run.recorder.waits.values())
-        rest = await run.recorder.rest()
-        times = [wait.until for wait in waits if wait.until is not None]
-        if run.deadline is not None:
-            times.append(run.deadline)
-        if times:
-            await self.waiting.arm(run.id, min(times))
-        if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
-            raise Superseded(f"task {run.id} was taken over by another attempt")
-        # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
-        for name in {wait.signal for wait in waits if wait.signal}:
-            taken = run.recorder.taken(name)
-            if any(each.position not in taken for each in await self.waiting.received(run.id, name)):
-                await self.waiting.wake(run.id)
-                break
-        else:
-            await self._wake_if_late(run, min(times, default=math.inf))
-        self.client.acknowledge(run.delivery.message, ACK)
-
-    async def _wake_if_late(self, run: Run, until: float) -> None:
-        """A timer that fired before the commit woke a task that was not asleep yet, and was dropped: wake it again."""
-        if until < time.time() + TIMER_SLACK:
-            await self.waiting.wake(run.id)
-
-    def _retry(self, run: Run, error: TaskError) -> TaskRetried | None:
-        """What the program's policy says of an error that the program raised."""
-        policy, cause = self.program.retry, error.__cause__ or error
-        if policy is None or not run.raised or not isinstance(cause, policy.on):
+    def _retry(self, run: Run, error: TaskError) -> Payload | None:
+        if not run.raised:
             return None
-        delay = policy.delay(run.retries + 1, run.id)
-        if delay is None or (run.deadline is not None and run.deadline < time.time() + delay):
-            return None
-        return TaskRetried(
-            retry=run.retries + 1, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),
-            until=time.time() + delay, clean=policy.clean,
-        )  # fmt: skip
-
-    async def _answer_as(self, reply: str, task: str) -> None:
-        try:
-            body, headers = await self.results.wait(task, DUPLICATE_WAIT)
-            self.client.publish(reply, body, headers=headers)
-        except (LogError, ConnectionFailed, NotFound) as error:
-            logger.debug("a duplicate of task %s gets no reply: %s", task, error)
+        return retried(self.program.retry, error, retries=run.retries, task=run.id, deadline=run.deadline)
 
     def _free_slot(self, run: Run) -> None:
         """The program is done with it, only its commit is under way: make room for the next, within a bound."""
@@ -436,14 +282,14 @@ class Worker:
         if self.running.pop(run.delivery.position, None) is not None and not run.freed:
             run.puller.release()
 
-    def _spawn(self, work: Any, *, bounded: bool = True) -> None:
-        if len(self._side) < 1024 or not bounded:
+    def _spawn(self, work: Coroutine[Any, Any, None], *, bounded: bool = True) -> None:
+        if len(self._side) < MAX_SIDE or not bounded:
             task = self._loop.create_task(work)
             self._side.add(task)
             task.add_done_callback(self._side.discard)
         else:
             work.close()
-            logger.warning("1,024 duplicates wait for their originals; one more gets no reply")
+            logger.warning("%s duplicates wait for their originals; one more gets no reply", MAX_SIDE)
 
     # -- time
 
@@ -468,7 +314,7 @@ class Worker:
         seconds = time.monotonic() - run.started
         error = DeadlineExceeded(f"{self.name} was not done after {seconds:.1f} s", task=run.id)
         try:
-            await self._settle(run, _failure(error, seconds))
+            await self.endings.settle(run, failed(error, seconds))
         except Exception as failure:  # whatever it was: what follows says whether the process must be replaced
             logger.warning("task %s: %s It will be delivered again.", run.id, failure)
         finally:
@@ -477,33 +323,3 @@ class Worker:
         if (run.thread and not run.thread.done()) or (run.task and not run.task.done()):
             logger.warning("task %s goes on although its time is over; its process will be replaced", run.id)
             self.stuck += 1
-
-
-def _program_failed(name: str, error: BaseException) -> ProgramFailed:
-    """What the client is told: the kind of error. Its words may hold anything, so they stay in the log."""
-    kind = type(error).__name__
-    failure = ProgramFailed(f"{name} raised {kind}; its events have the details", type=kind)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    failure.detail = f"{type(error).__name__}: {_words(error)[:1000]}{place}"
-    return failure
-
-
-def _failure(error: TaskError, seconds: float) -> TaskFailed:
-    return TaskFailed(
-        code=error.code, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),
-        detail=_clean(error.detail, MAX_WORDS), seconds=round(seconds, 6),
-    )  # fmt: skip
-
-
-def _words(error: BaseException) -> str:
-    """What an exception says, whose `__str__` may raise itself."""
-    try:
-        return str(error)
-    except Exception:
-        return "its words cannot be read"
-
-
-def _clean(text: object, limit: int) -> str:
-    """Text that JSON can hold, of bounded length."""
-    return str(text)[:limit].encode("utf-8", "backslashreplace").decode()

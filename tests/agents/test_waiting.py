@@ -122,14 +122,18 @@ async def test_a_wake_of_a_task_whose_retry_is_just_being_committed_is_not_lost(
 async def test_a_run_over_its_time_is_counted_as_stuck_whatever_the_log_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STUBBORN", 0.01)
 
+    settled: list[Any] = []
+
     async def settle(run: Any, payload: Any) -> None:
+        settled.append(payload)
         raise Superseded("task 7 was taken over by another attempt")
 
     worker = worker_of(None, {}, None)
-    worker.name, worker.stuck, worker._settle, worker._forget = "p", 0, settle, lambda run: None
+    worker.name, worker.stuck, worker._forget = "p", 0, lambda run: None
+    worker.endings = SimpleNamespace(settle=settle)
     run = SimpleNamespace(id="7", started=0.0, thread=asyncio.get_running_loop().create_future(), task=None)
     await worker._settle_expired(run)
-    assert worker.stuck == 1
+    assert worker.stuck == 1 and len(settled) == 1
 
 
 def test_a_line_too_long_to_keep_ends_nobody() -> None:

@@ -1,0 +1,116 @@
+"""How an attempt ends: the commit, and what may leave the process only when the log has it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from dspex.agents.recorder import Superseded
+from dspex.agents.results import Results, answer_of
+from dspex.agents.run import Run
+from dspex.agents.waiting import Waiting
+from dspex.bus.client import Client
+from dspex.bus.pull import ACK
+from dspex.core.codec import decode_commit
+from dspex.core.errors import ConnectionFailed, LogError, NotFound
+from dspex.core.events import Payload, TaskCompleted, TaskDuplicate, TaskRetried
+from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.task import fold
+
+__all__ = ["ENVELOPE", "Endings"]
+
+logger = logging.getLogger("dspex.agents")
+
+ENVELOPE = 4096
+"""Bytes kept free beside an output for the rest of its commit."""
+DUPLICATE_WAIT = 60.0
+"""Seconds that a duplicate's caller waits for the original's answer."""
+TIMER_SLACK = 0.1
+"""Seconds by which the server's clock may be ahead of ours when it fires a timer."""
+
+
+class Endings:
+    """Ends attempts, and counts the tasks that ended: `done` of all, `failed` of those without an output.
+
+    `beside` runs what nobody waits for, within a bound.
+    """
+
+    def __init__(
+        self, client: Client, log: Log, results: Results, waiting: Waiting,
+        beside: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:  # fmt: skip
+        self.client, self.log, self.results, self.waiting, self._beside = client, log, results, waiting, beside
+        self.done = self.failed = 0
+
+    async def settle(self, run: Run, payload: Payload) -> None:
+        """Commit how the task ended; when the log has it, acknowledge and answer."""
+        room = self.client.max_payload - ENVELOPE
+        if isinstance(payload, TaskCompleted):
+            room -= len(bytes(payload.output))
+        rest = await run.recorder.rest(room) if run.recorder else ()
+        if isinstance(payload, TaskRetried):
+            await self.waiting.arm(run.id, payload.until)
+        events = run.events(run.claimed_by((*rest, payload)))
+        result = await self.log.append(run.aggregate, events, run.head)
+        message = run.delivery.message
+        if not isinstance(result, Appended):
+            logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
+            entry = await self.log.last(run.aggregate)
+            if entry and fold(decode_commit(entry.body, entry.position)).ended:
+                self.client.acknowledge(message, ACK)
+            return
+        if isinstance(payload, TaskRetried):
+            await self._wake_if_late(run, payload.until)
+            self.client.acknowledge(run.delivery.message, ACK)
+            return
+        self.client.acknowledge(message, ACK)
+        self.done += 1
+        if isinstance(payload, TaskDuplicate):
+            if run.reply:
+                self._beside(self._answer_as(run.reply, payload.of))
+            return
+        if not isinstance(payload, TaskCompleted):
+            self.failed += 1
+        if run.reply:
+            answer = answer_of(fold(events), run.id)
+            assert answer is not None, "a task that ended has an answer"
+            self.client.publish(run.reply, answer[0], headers=answer[1])
+
+    async def put_to_sleep(self, run: Run) -> None:
+        """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
+        dies in between leaves a task that is delivered again."""
+        assert run.recorder, "only an effect puts a task to sleep"
+        run.settling = True
+        waits = list(run.recorder.waits.values())
+        rest = await run.recorder.rest()
+        times = [wait.until for wait in waits if wait.until is not None]
+        if run.deadline is not None:
+            times.append(run.deadline)
+        if times:
+            await self.waiting.arm(run.id, min(times))
+        if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
+            raise Superseded(f"task {run.id} was taken over by another attempt")
+        # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
+        for name in {wait.signal for wait in waits if wait.signal}:
+            taken = run.recorder.taken(name)
+            if any(each.position not in taken for each in await self.waiting.received(run.id, name)):
+                await self.waiting.wake(run.id)
+                break
+        else:
+            await self._wake_if_late(run, min(times, default=math.inf))
+        self.client.acknowledge(run.delivery.message, ACK)
+
+    async def _wake_if_late(self, run: Run, until: float) -> None:
+        """A timer that fired before the commit woke a task that was not asleep yet, and was dropped: wake it again."""
+        if until < time.time() + TIMER_SLACK:
+            await self.waiting.wake(run.id)
+
+    async def _answer_as(self, reply: str, task: str) -> None:
+        try:
+            body, headers = await self.results.wait(task, DUPLICATE_WAIT)
+            self.client.publish(reply, body, headers=headers)
+        except (LogError, ConnectionFailed, NotFound) as error:
+            logger.debug("a duplicate of task %s gets no reply: %s", task, error)
