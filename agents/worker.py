@@ -22,6 +22,7 @@ from dspex.agents.calls import Calls
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.recorder import Superseded, Suspended
+from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
@@ -60,20 +61,21 @@ _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    Tasks up to the position `restored` came from an archive: that they are delivered for the first time says nothing.
+    `place` is where its tasks are. Those up to its position `restored` came from an archive: that they are delivered
+    for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0,
+        on_worn: Callable[[str], None], place: Registered,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.restored = restored
+        self.place = place
         self.results = Results(client, log, subjects, self.name)
         self.running: dict[int, Run] = {}
         self.stuck = 0
@@ -96,15 +98,17 @@ class Worker:
 
     def start(self, on_missing: Callable[[], None]) -> None:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
-        stream, few = self.subjects.stream, max(1, self._slots // 4)
-        tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
+        stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
+        tasks = Puller(
+            self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind
+        )  # fmt: skip
         wakes = Puller(
             self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
-            lambda it: self._spawn(self._signal(it, signals), bounded=False),
+            lambda it: self._spawn(self._signal(it, signals), bounded=False), kind,
         )  # fmt: skip
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
@@ -196,7 +200,7 @@ class Worker:
             reply = headers.get(h.REPLY, "")
             # Only an inbox: a stranger's submission must not make us publish anywhere else.
             run.reply = reply if len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
-        known = run.delivery.delivered > 1 or run.delivery.position <= self.restored
+        known = run.delivery.delivered > 1 or run.delivery.position <= self.place.restored
         if known and not await self._take_over(run):
             return
         started = time.perf_counter()

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from dspex.core.errors import InvalidInput
 
 __all__ = [
-    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY",
-    "TASK", "WAIT", "deadline_of", "key_of", "wait_of",
+    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "KNOWN", "PARENT",
+    "REPLY", "TASK", "TIME", "WAIT", "deadline_of", "key_of", "wait_of",
 ]
 
 KEY = "Dspex-Key"
@@ -22,6 +22,11 @@ TASK = "Dspex-Task"
 WAIT = "Dspex-Wait"
 REPLY = "Dspex-Reply"
 """Where the answer of an ask goes; an agent adds it when it stores the submission."""
+
+TIME = "Dspex-Time"
+"""On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
+KNOWN = "Dspex-Known"
+"""On a task in a log process's queue: it may have been delivered before."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 ERROR_CODE = "Nats-Service-Error-Code"

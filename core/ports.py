@@ -40,9 +40,10 @@ class Conflict(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """A row is in the log, at this position."""
+    """A row is in the log, at this position, since this time in seconds since the epoch."""
 
     position: int
+    time: float
 
 
 class Taken(Struct, frozen=True):

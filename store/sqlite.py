@@ -30,7 +30,7 @@ from dspex.core.subjects import Subjects
 from dspex.store.archive import INSERT, Archive
 from dspex.store.chain import EMPTY, GAP, ArchiveHead, Gap, Row, chained, gap_row, packed, read_head, write_head
 from dspex.store.reading import connect
-from dspex.store.rules import MAX_PAYLOAD, commit_body, door_size, head_of
+from dspex.store.rules import MAX_PAYLOAD, commit_body, door_size, head_of, microseconds
 
 __all__ = ["Durability", "SqliteLog"]
 
@@ -219,6 +219,7 @@ class SqliteLog(Archive):
         self._load_heads(batch)
         known = self._heads
         now = self._clock = max(time.time_ns() // 1000, self._clock)
+        seconds = microseconds(now)
         heads: dict[str, int] = {}
         rows: list[tuple[object, ...]] = []
         outcomes: list[Stored | Taken] = []
@@ -235,7 +236,7 @@ class SqliteLog(Archive):
             position += 1
             chain = chained(chain, Row(position, now, subject, put.headers, put.body))
             rows.append((position, now, subject, put.headers, put.body, chain))
-            outcomes.append(Stored(position))
+            outcomes.append(Stored(position, seconds))
             if put.expected is not None:
                 heads[subject] = position
         if rows:
