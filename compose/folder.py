@@ -58,8 +58,8 @@ class Folder:
             known = "jetstream"  # made before there was a choice
         if known and known != log:
             raise ConfigurationError(
-                f"the data folder {self.path} has its log in {known}; start with --log {known} (in Python log={known!r}), "
-                "or choose another folder"
+                f"the data folder {self.path} has its log in {known}; start with --log {known} (in Python "
+                f"log={known!r}), or choose another folder"
             )
         if not known:
             fresh = file.with_suffix(".new")

@@ -16,6 +16,8 @@ from tests.e2e.plain import Plain
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "programs.py"
+LOG = os.environ.get("DSPEX_TEST_LOG", "jetstream")
+"""Where the log of every system here is: with `sqlite` all of these tests can be run on the other one."""
 
 
 class Running:
@@ -24,7 +26,7 @@ class Running:
     def __init__(self, data: Path, *plans: tuple[str, int], words: Path | None = None, **options: Any) -> None:
         apps = [(app if ".py" in app else f"{PROGRAMS}:{app}", agents) for app, agents in plans]
         self.data = data
-        self.spec = {"plans": apps, "data": str(data), "durability": "process", **options}
+        self.spec = {"plans": apps, "data": str(data), "durability": "process", "log": LOG, **options}
         self.events: list[dict[str, Any]] = []
         self.process: subprocess.Popen[str] | None = None
         self._words = words or data.parent / f"{data.name}.stderr"
@@ -128,7 +130,12 @@ class Running:
         return str(self.event("ready")["nats"])
 
     async def plain(self) -> Plain:
-        return await Plain.connect(self.url)
+        return await Plain.connect(self.url, self.log_file)
+
+    @property
+    def log_file(self) -> Path | None:
+        """The log, when it is a SQLite file."""
+        return self.data / "log.db" if self.spec["log"] == "sqlite" else None
 
     # -- processes
 
