@@ -95,6 +95,9 @@ class _Archivist:
     async def _serve(self, client: Client) -> int:
         client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
+        if await streams.has_stream(client, self.subjects.queue_stream):
+            await self.stopping.wait()  # a log process owns the log, which is its own archive
+            return self.status
         epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas)
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
         log = JetStreamLog(client, self.subjects, epoch)

@@ -1,6 +1,7 @@
 """What a registrar stands on: a log in JetStream, or one that its own process owns.
 
-Both give a log to write to, open the doors of programs, and say to agents where their tasks are.
+Both give a log to write to, open the doors of programs, and say to agents where their tasks are. A registrar whose
+system only adds agents to a log that another system's process owns is a guest there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import asyncio
 import logging
 from pathlib import Path
 from typing import Literal, Protocol
+
+import msgspec
 
 from dspex.agents.host import Host
 from dspex.agents.keeping import Keeping
@@ -27,13 +30,15 @@ from dspex.store.backends import JETSTREAM, factory_of
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.served import ENVELOPE, ServedLog
 
-__all__ = ["Ground", "JetStreamGround", "OwnGround"]
+__all__ = ["Ground", "GuestGround", "JetStreamGround", "OwnGround"]
 
 logger = logging.getLogger("dspex.agents")
 
 
 class Ground(Protocol):
-    """Where a log is, and how programs get their doors there."""
+    """Where a log is, and how programs get their doors there. A `guest` never leads."""
+
+    guest: bool
 
     @property
     def log(self) -> Log:
@@ -60,18 +65,15 @@ class Ground(Protocol):
 class JetStreamGround:
     """The log in JetStream: the server keeps it, the doors are the stream's subjects."""
 
+    guest = False
+
     def __init__(self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int) -> None:
         self._client, self._subjects, self._restored = client, subjects, restored
         self.log: Log = log
 
     @classmethod
     async def stand(cls, client: Client, subjects: Subjects, replicas: int) -> JetStreamGround:
-        """Make the streams unless they are there. Raises LogError, ConfigurationError when a process owns the log."""
-        if await streams.has_stream(client, subjects.queue_stream):
-            raise ConfigurationError(
-                f"the log of {subjects.prefix} on this server is owned by a log process; start with the same --log, or "
-                "choose another --prefix"
-            )
+        """Make the streams unless they are there. Raises LogError."""
         epoch = await streams.ensure_log(client, subjects, replicas=replicas)
         restored = await streams.restored_to(client, subjects)
         await _make_common(client, subjects, replicas)
@@ -100,13 +102,52 @@ class JetStreamGround:
         await self.log.close()
 
 
+class GuestGround:
+    """A log that another system's process owns: agents of ours work on it, and that is all."""
+
+    guest = True
+
+    def __init__(self, log: ServedLog) -> None:
+        self.log: Log = log
+
+    @classmethod
+    async def stand(cls, client: Client, subjects: Subjects) -> GuestGround:
+        """Find out which log it is, as soon as its process answers."""
+        while True:
+            reply = await client.request(subjects.log("head"), b"")
+            if not reply.status:
+                return cls(ServedLog(client, subjects, msgspec.json.decode(reply.data)["epoch"]))
+            await asyncio.sleep(0.1)
+
+    def read(self, service: Service) -> None:
+        pass
+
+    async def lead(self, service: Service) -> None:
+        raise AssertionError("a guest never leads")
+
+    async def open_doors(self, programs: list[str], named: list[str]) -> None:
+        raise AssertionError("a guest never leads")
+
+    def registered(self, program: str) -> Registered:
+        raise AssertionError("a guest never leads")
+
+    async def work(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        await self.log.close()
+
+
 class OwnGround:
     """A log that this process owns; the doors are its subscriptions, and a queue in JetStream feeds the agents."""
 
+    guest = False
+
     def __init__(
-        self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int
+        self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int, anew: bool
     ) -> None:
-        self._client, self._subjects, self._own, self._name, self._replicas = client, subjects, own, name, replicas
+        self._client, self._subjects, self._own, self._name = client, subjects, own, name
+        self._replicas, self._anew = replicas, anew
         # What is written here goes the way of everybody's, so that whoever listens on the bus sees it.
         self.log: Log = ServedLog(client, subjects, own.epoch)
         self._keeping = Keeping(own, subjects, folder / f"{name}.open")
@@ -119,9 +160,10 @@ class OwnGround:
     @classmethod
     async def stand(
         cls, client: Client, subjects: Subjects, *, name: str, folder: Path,
-        durability: Literal["power", "process"], replicas: int,
+        durability: Literal["power", "process"], replicas: int, anew: bool = False,
     ) -> OwnGround:  # fmt: skip
-        """Open the log. Raises LogError, ConfigurationError when another log serves here."""
+        """Open the log. `anew`: the server is ours alone, and what it has of another log may go. Raises LogError,
+        ConfigurationError when another log serves here."""
         if await streams.has_stream(client, subjects.stream):
             raise ConfigurationError(
                 f"the log of {subjects.prefix} on this server is in JetStream; start with --log {JETSTREAM}, or choose "
@@ -134,17 +176,17 @@ class OwnGround:
         except BaseException:
             await own.close()
             raise
-        return cls(client, subjects, own, name, folder, replicas)
+        return cls(client, subjects, own, name, folder, replicas, anew)
 
     def read(self, service: Service) -> None:
         pass
 
     async def lead(self, service: Service) -> None:
+        await self._ensure_queue()
         await self._keeping.recall()
         Reader(self._client, self._own, self._subjects, service, self._name)
         Rows(self._own, self._subjects, service, self._client.max_payload)
         self._host.listen(await self._own.head())
-        await streams.ensure_stream(self._client, streams.queue_stream(self._subjects, self._replicas))
         self._client.on_reconnect.append(self._back.set)
         self._back.set()
 
@@ -168,6 +210,11 @@ class OwnGround:
         await self._own.close()
         await self._keeping.keep()
 
+    async def _ensure_queue(self) -> None:
+        await streams.ensure_queue(
+            self._client, self._subjects, self._own.epoch, replicas=self._replicas, anew=self._anew
+        )
+
     async def _refill(self) -> None:
         """At the start, and whenever the server comes back: see that it has what it must have, and fill it."""
         while True:
@@ -175,7 +222,7 @@ class OwnGround:
             self._back.clear()
             try:
                 await _make_common(self._client, self._subjects, self._replicas)
-                await streams.ensure_stream(self._client, streams.queue_stream(self._subjects, self._replicas))
+                await self._ensure_queue()
                 await _consumers(self._client, self._subjects, self._programs, queued=True)
                 self._queue.fill()
                 await rearm(self._client, self._own, self._subjects, self._keeping.standing)

@@ -83,7 +83,7 @@ class Queue:
                 continue
             try:
                 if self._missing:
-                    await streams.ensure_stream(self._client, streams.queue_stream(self._subjects))
+                    await streams.ensure_queue(self._client, self._subjects, self._log.epoch)
                     self._missing = False
                 failed = await self._feed()
             except (LogError, ConnectionFailed, TimeoutError) as error:

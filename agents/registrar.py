@@ -17,11 +17,12 @@ from typing import Any, Literal
 import msgspec
 import uvloop
 
-from dspex.agents.grounds import Ground, JetStreamGround, OwnGround
+from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
@@ -43,7 +44,8 @@ MAX_WAITING = 1000
 @dataclass(frozen=True)
 class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows. With any
-    `log` but JetStream's this process owns the log, in the data folder `folder`."""
+    `log` but JetStream's this process owns the log, in the data folder `folder`. `alone`: nobody else has a log on this
+    server."""
 
     name: str
     url: str
@@ -53,6 +55,12 @@ class RegistrarSpec:
     log: str = JETSTREAM
     folder: Path = Path()
     durability: Literal["power", "process"] = "power"
+    alone: bool = False
+
+    @property
+    def role(self) -> str:
+        """What it is called among the processes."""
+        return "registrar" if self.log == JETSTREAM else "log"
 
 
 class _Registration(msgspec.Struct):
@@ -87,10 +95,13 @@ class _Registrar:
 
     async def _serve(self, client: Client) -> int:
         try:
-            self.ground = await self._stand(client)
+            return await self._serve_log(client)
         except (ConfigurationError, LogCorrupt) as error:  # it will not get better by itself
             self.link.send({"refused": str(error)})
             return EXIT_REFUSED
+
+    async def _serve_log(self, client: Client) -> int:
+        self.ground = await self._stand(client)
         self.log = self.ground.log
         service = Service(
             client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
@@ -109,10 +120,12 @@ class _Registrar:
     async def _stand(self, client: Client) -> Ground:
         spec = self.spec
         if spec.log == JETSTREAM:
+            if await streams.has_stream(client, self.subjects.queue_stream):
+                return await GuestGround.stand(client, self.subjects)
             return await JetStreamGround.stand(client, self.subjects, spec.replicas)
         return await OwnGround.stand(
             client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
-            replicas=spec.replicas,
+            replicas=spec.replicas, anew=spec.alone,
         )  # fmt: skip
 
     # -- the registry
@@ -120,6 +133,9 @@ class _Registrar:
     async def _lead(self, client: Client, service: Service) -> None:
         """Hold the lease, bring the doors to what is registered, then take registrations until the lease is lost."""
         lease = Lease(client, self.subjects, "registrar", self.spec.name)
+        if self.ground.guest:
+            self.link.send({"state": "serving"})
+            await self.ground.work()
         self.link.send({"state": "serving"})  # waiting for the lease is a service too
         await lease.acquire()
         try:
@@ -132,8 +148,8 @@ class _Registrar:
         await self._recall()
         await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
-        started = AgentStarted(pid=os.getpid(), role="registrar", restarts=self.life.restarts)
-        await record(self.log, aggregate("agent", "registrar", self.spec.name), [started], source=self.source)
+        started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
+        await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
         working = [asyncio.create_task(work) for work in (self._register_all(), lease.keep(), self.ground.work())]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)

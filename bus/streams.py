@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 
-from dspex.core.errors import LogError
+from dspex.core.errors import ConfigurationError, LogError
 from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "has_stream", "jetstream_api",
-    "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
+    "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue", "has_stream",
+    "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors", "task_consumer",
+    "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -172,6 +173,25 @@ async def ensure_log(
     if not epoch:
         raise LogError(f"the stream {subjects.stream} was not made by dspex; choose another prefix")
     return str(epoch)
+
+
+async def ensure_queue(
+    connection: Connection, subjects: Subjects, epoch: str, *, replicas: int = 1, anew: bool = False
+) -> None:
+    """Create a log process's queue unless it is there. One that is of another log than `epoch` is made anew when that
+    is wanted; otherwise ConfigurationError."""
+    name = subjects.queue_stream
+    info = await jetstream_api(connection, f"STREAM.INFO.{name}")
+    known = info.get("config", {}).get("metadata", {}).get(EPOCH)
+    if known is not None and known != epoch:
+        if not anew:
+            raise ConfigurationError(
+                f"the log of {subjects.prefix} on this server is {known}, and the one in this data folder is {epoch}; "
+                f"choose another --prefix, or remove the stream {name} if that log is gone for good"
+            )
+        _refuse(await jetstream_api(connection, f"STREAM.DELETE.{name}"), f"to forget the stream {name}")
+    if known != epoch:
+        await ensure_stream(connection, queue_stream(subjects, replicas) | {"metadata": {EPOCH: epoch}})
 
 
 async def has_stream(connection: Connection, name: str) -> bool:

@@ -173,7 +173,7 @@ class Caller:
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
                 found[data["agent"]] = _process(data)
-        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "archivist": 4}
+        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
     # -- inside
@@ -206,6 +206,8 @@ class Caller:
                 f"the log did not confirm on {subject}; it may or may not have it: try again with a key"
             ) from None
         if reply.status == 503:
+            if (await self.client.request(self.subjects.log("head"), b"")).status == 503:
+                raise Unavailable(f"the log does not answer on {subject} now; try again")
             raise NotFound(f"there is no program {program}; `dspex ps` shows what runs")
         answer = msgspec.json.decode(reply.data)
         if "error" in answer:

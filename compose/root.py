@@ -178,7 +178,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     role = REGISTRAR if spec.log == JETSTREAM else LOG
     registrar = RegistrarSpec(
         f"{role}-{name}", url, spec.prefix, spec.credentials, log=spec.log, folder=folder.path,
-        durability=spec.durability,
+        durability=spec.durability, alone=spec.nats is None,
     )  # fmt: skip
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -198,7 +198,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
         return Child(about.name, "agent", start, program=program.name, stage=1)
 
-    children = [Child(registrar.name, role, start_registrar)]
+    children = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive and spec.log == JETSTREAM:  # any other log is its own
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]

@@ -232,6 +232,10 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
             text,
             "synchronize the clocks (NTP)" if abs(skew) > MAX_SKEW else "",
         )
+    kind = await _served(caller)
+    if kind:
+        yield Check("log", "ok", kind)
+        return
     if "error" in stream:
         yield Check("log", "info", f"there is no log {caller.subjects.stream} yet; `dspex up FILE` makes it")
         return
@@ -255,8 +259,21 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
         )
 
 
+async def _served(caller: Caller) -> str:
+    """What is to be said of a log that a log process owns; "" when it is in JetStream, or nobody answers."""
+    import json
+
+    reply = await caller.client.request(caller.subjects.log("head"), b"")
+    answer = json.loads(reply.data) if reply.data and not reply.status else {}
+    if answer.get("log", "jetstream") == "jetstream":
+        return ""
+    return f"{answer['log']}, owned by a log process: {answer['head']:,} rows; it is its own archive"
+
+
 async def _archive(caller: Caller) -> AsyncIterator[Check]:
     """How far the archive is behind the log, and whether it can go on."""
+    if await _served(caller):
+        return
     trouble = None
     for answer in await caller.gather():
         data = answer.get("data") or {}
@@ -287,12 +304,13 @@ async def _programs(caller: Caller) -> AsyncIterator[Check]:
     processes = await caller.processes()
     roles = {process.get("role") for process in processes}
     programs = await caller.programs()
-    if "registrar" not in roles:
+    if not roles & {"registrar", "log"}:
         yield Check(
             "registrar", "warn", "none answers, so no program can be registered", "start a system with `dspex up`"
         )
+    stream = caller.subjects.queue_stream if await _served(caller) else caller.subjects.stream
     for name in programs:
-        path = f"CONSUMER.INFO.{caller.subjects.stream}.{consumer_name(name)}"
+        path = f"CONSUMER.INFO.{stream}.{consumer_name(name)}"
         consumer = await jetstream_api(caller.client, path)
         agents = sum(process["program"] == name and process["state"] == "serving" for process in processes)
         if "error" in consumer:

@@ -1,6 +1,6 @@
 """The protocols that the outside must satisfy: a log to write to, a connection to talk through.
 
-Every implementation of a port passes the port's suite in `tests/contracts`.
+Every implementation of a port passes the port's suite in `dspex.store.contract`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ async def own(
 ) -> None:
     client = await Client.connect(url, name="log process")
     ground = await OwnGround.stand(
-        client, Subjects(prefix), name=log, folder=Path(folder), durability=durability, replicas=1
+        client, Subjects(prefix), name=log, folder=Path(folder), durability=durability, replicas=1, anew=True
     )
     await ground.lead(Service(client, name=f"{prefix}-log", id="test", version="0.0.0"))
     await ground.open_doors(["qabot"], ["qabot"])

@@ -1,6 +1,6 @@
 """The log behind its process: a real process, a real server, a real file."""
 
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC240  (a test may block: nothing else runs in its loop)
+
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.bus.client import Client
 from dspex.bus.server import Server
@@ -23,6 +22,7 @@ from dspex.core.errors import LogError
 from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict
 from dspex.core.subjects import Subjects
+from dspex.store.contract import LogContract, commit, positions, put
 from dspex.store.served import ServedLog
 from dspex.store.sqlite import SqliteLog
 
@@ -228,7 +228,7 @@ async def test_another_log_in_its_place_is_noticed(mortal: Owned, tmp_path: Path
     for file in (tmp_path / mortal.subjects.prefix).iterdir():
         file.unlink()
     mortal.again()
-    with pytest.raises(LogError, match="this was log .* and is log .* now"):
+    with pytest.raises(LogError, match=r"this was log .* and is log .* now"):
         await log.last(TASK)
 
 

@@ -16,7 +16,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
@@ -24,6 +23,7 @@ from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
 from dspex.store import SqliteLog
+from dspex.store.contract import BackendContract, commit, positions, put
 from dspex.store.sqlite import Durability
 
 TASK = "task.qabot.1"
@@ -45,13 +45,13 @@ class File:
         pass
 
 
-class TestSqlitePower(LogContract):
+class TestSqlitePower(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "power")
 
 
-class TestSqliteProcess(LogContract):
+class TestSqliteProcess(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "process")
@@ -226,7 +226,7 @@ _WRITER = """
     from dspex.core.events import Head
     from dspex.core.ports import Appended
     from dspex.store import SqliteLog
-    from tests.contracts.log_contract import commit
+    from dspex.store.contract import commit
 
     async def main():
         log = await SqliteLog.open(sys.argv[1], durability=sys.argv[2])
