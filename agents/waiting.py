@@ -15,10 +15,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
+from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import SignalReceived
@@ -57,6 +59,7 @@ class Waiting:
     def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
         self._client, self._log, self._subjects = client, log, subjects
         self._program, self._source = program, source
+        self._cancelling = Cancelling(client, log, subjects, program, source)
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- timers
@@ -131,6 +134,9 @@ class Waiting:
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
+        elif entry and known and name == CANCEL:
+            by = delivery.message.headers.get(h.ACTOR, "")[:200]
+            await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position)
         elif known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:

@@ -12,9 +12,9 @@ from msgspec import Raw, Struct, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head",
-    "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed",
-    "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping", "TaskSubmitted",
-    "UnknownEvent",
+    "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled",
+    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping",
+    "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -135,6 +135,13 @@ class TaskDeadLettered(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class TaskCancelled(Payload, frozen=True, kw_only=True):
+    """Somebody asked that the task end without an output: `reason` in their words, `by` the name they gave."""
+
+    reason: str = ""
+    by: str = ""
+
+
 class KeyBound(Payload, frozen=True, kw_only=True):
     """A key belongs to a task for good."""
 
@@ -188,8 +195,8 @@ PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping,
-        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, KeyBound, ProgramRegistered,
-        AgentStarted, AgentStopped, AgentCrashed,
+        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
+        ProgramRegistered, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from dspex.core.subjects import Subjects
 
 __all__ = ["Brief", "Checkpoint", "Standing", "briefs"]
 
-_ENDS = frozenset({"TaskCompleted", "TaskFailed", "TaskDuplicate", "TaskDeadLettered"})
+_ENDS = frozenset({"TaskCompleted", "TaskFailed", "TaskDuplicate", "TaskDeadLettered", "TaskCancelled"})
 _RESTS = frozenset({"TaskSleeping", "TaskRetried"})
 
 
