@@ -156,7 +156,14 @@ class Running:
         return children(self.supervisor())
 
     def registrar(self) -> int:
+        if self.log_file is not None:
+            return self.log_process()
         return self.below_supervisor()[0]
+
+    def log_process(self) -> int:
+        """The one that has the log's file open."""
+        file = str(self.log_file)
+        return next(pid for pid in self.below_supervisor() if file in open_files(pid))
 
     def archivist(self) -> int:
         return self.below_supervisor()[1]
@@ -186,6 +193,16 @@ def children(pid: int) -> list[int]:
         return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    try:
+        for number in Path(f"/proc/{pid}/fd").iterdir():
+            found.add(str(number.readlink()))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
 
 
 def command(pid: int) -> str:
