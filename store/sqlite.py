@@ -41,10 +41,10 @@ Durability = Literal["power", "process"]
 LOST = "they were lost with the machine's power: the log was kept with durability process"
 HEAD_EVERY = 1.0
 """Seconds between heads: so much of the tail may be cut unseen."""
-_BATCH = 2000
-_WAITING = 10_000
-_WAITING_BYTES = 64 * 1024 * 1024
-_HEADS_KEPT = 100_000
+BATCH = 2000
+WAITING = 10_000
+WAITING_BYTES = 64 * 1024 * 1024
+HEADS_KEPT = 100_000
 _HEADS = (
     "SELECT subject, MAX(position) FROM log WHERE subject IN (SELECT value FROM json_each(?)) GROUP BY subject"
 )
@@ -139,7 +139,7 @@ class SqliteLog(Archive):
         if self._task is None or self._task.done():
             raise LogError(f"the log {self.file} is open for reading only")
         if self._is_full():
-            raise LogError(f"the log {self.file} has no time: {_WAITING:,} writes wait already")
+            raise LogError(f"the log {self.file} has no time: {WAITING:,} writes wait already")
         done: asyncio.Future[Stored | Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Put(subject, body, packed(headers), expected, done))
         self._waiting_bytes += len(body)
@@ -147,7 +147,7 @@ class SqliteLog(Archive):
         return done
 
     def _is_full(self) -> bool:
-        return len(self._waiting) >= _WAITING or self._waiting_bytes >= _WAITING_BYTES
+        return len(self._waiting) >= WAITING or self._waiting_bytes >= WAITING_BYTES
 
     async def _has_room(self) -> None:
         while self._is_full():
@@ -164,7 +164,7 @@ class SqliteLog(Archive):
                 await self._wait_for_work(loop.time())
                 continue
             batch: list[_Put] = []
-            while self._waiting and len(batch) < _BATCH:
+            while self._waiting and len(batch) < BATCH:
                 put = self._waiting.popleft()
                 self._waiting_bytes -= len(put.body)
                 if not put.done.done():
@@ -250,7 +250,7 @@ class SqliteLog(Archive):
 
     def _load_heads(self, batch: Sequence[_Put]) -> None:
         assert self._writer is not None
-        if len(self._heads) > _HEADS_KEPT:
+        if len(self._heads) > HEADS_KEPT:
             self._heads.clear()
         unknown = {put.subject for put in batch if put.expected is not None and put.subject not in self._heads}
         if unknown:

@@ -209,7 +209,7 @@ async def test_more_than_the_queue_holds_is_written_all_the_same(path: Path) -> 
 
 
 async def test_heads_that_were_forgotten_are_looked_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspex.store.sqlite._HEADS_KEPT", 3)
+    monkeypatch.setattr("dspex.store.sqlite.HEADS_KEPT", 3)
     log = await SqliteLog.open(path, durability="process")
     heads = {name: await put(log, name, count=2) for name in (f"task.qabot.{i}" for i in range(10))}
     for name, head in heads.items():
