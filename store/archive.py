@@ -74,7 +74,7 @@ class Archive(Reading):
         """
         file = Path(file).absolute()  # noqa: ASYNC240  (asks for the working directory, no more)
         if readonly and not await asyncio.to_thread(file.exists):
-            raise LogError(f"there is nothing at {file}")
+            raise LogError(f"there is no log at {file}")
         lock = None if readonly else hold(file)
         connection: sqlite3.Connection | None = None
         try:

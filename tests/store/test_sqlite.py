@@ -178,7 +178,7 @@ async def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_missing_log_is_not_made_by_a_reader(path: Path) -> None:
-    with pytest.raises(LogError, match="there is nothing at"):
+    with pytest.raises(LogError, match="there is no log at"):
         await SqliteLog.open(path, readonly=True)
     assert not path.exists()
 
