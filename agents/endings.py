@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from dspex.agents.recorder import Superseded
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting
+from dspex.agents.writer import Superseded
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK
 from dspex.core.codec import decode_commit
@@ -47,10 +47,10 @@ class Endings:
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        room = self.client.max_payload - ENVELOPE
-        if isinstance(payload, TaskCompleted):
-            room -= len(bytes(payload.output))
-        rest = await run.recorder.rest(room) if run.recorder else ()
+        rest: Sequence[Payload] = ()
+        if run.recorder:
+            taken = len(bytes(payload.output)) if isinstance(payload, TaskCompleted) else 0
+            rest = await run.recorder.rest(self.client.max_payload - ENVELOPE - taken)
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
         events = run.events(run.claimed_by((*rest, payload)))
@@ -79,6 +79,13 @@ class Endings:
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
 
+    async def rest(self, run: Run, until: float) -> None:
+        """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and
+        maybe before the wake that a timer needs which fired too early."""
+        await self.waiting.arm(run.id, until)
+        await self._wake_if_late(run, until)
+        self.client.acknowledge(run.delivery.message, ACK)
+
     async def put_to_sleep(self, run: Run) -> None:
         """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
         dies in between leaves a task that is delivered again."""
@@ -91,7 +98,7 @@ class Endings:
             times.append(run.deadline)
         if times:
             await self.waiting.arm(run.id, min(times))
-        if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
+        if isinstance(await run.commit(run.events(run.claimed_by([*rest, *waits]))), Conflict):
             raise Superseded(f"task {run.id} was taken over by another attempt")
         # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
         for name in {wait.signal for wait in waits if wait.signal}:

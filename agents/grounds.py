@@ -38,7 +38,8 @@ logger = logging.getLogger("dspex.agents")
 class Ground(Protocol):
     """Where a log is, and how programs get their doors there. A `guest` never leads."""
 
-    guest: bool
+    @property
+    def guest(self) -> bool: ...
 
     @property
     def log(self) -> Log:
@@ -50,11 +51,12 @@ class Ground(Protocol):
     async def lead(self, service: Service) -> None:
         """The lease is ours: from now on we alone may change anything."""
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> None:
-        """Bring the doors to exactly `programs`, and the consumers of those `named`. Raises LogError."""
+    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
+        """Bring the doors to exactly `programs`, and the consumers of those `named`; when their consumers of tasks were
+        made. Raises LogError."""
 
-    def registered(self, program: str) -> Registered:
-        """What the agents of a program have to know."""
+    def registered(self, program: str, since: float) -> Registered:
+        """What the agents of a program have to know; its consumer was made at `since`."""
 
     async def work(self) -> None:
         """What has to be done all the time while we lead."""
@@ -72,9 +74,11 @@ class JetStreamGround:
         self.log: Log = log
 
     @classmethod
-    async def stand(cls, client: Client, subjects: Subjects, replicas: int) -> JetStreamGround:
-        """Make the streams unless they are there. Raises LogError."""
-        epoch = await streams.ensure_log(client, subjects, replicas=replicas)
+    async def stand(
+        cls, client: Client, subjects: Subjects, replicas: int, known: streams.Known | None
+    ) -> JetStreamGround:
+        """Make the streams unless they are there. Raises LogError, LogCorrupt when the log that is `known` is gone."""
+        epoch = await streams.ensure_log(client, subjects, replicas=replicas, known=known)
         restored = await streams.restored_to(client, subjects)
         await _make_common(client, subjects, replicas)
         return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored)
@@ -85,14 +89,14 @@ class JetStreamGround:
     async def lead(self, service: Service) -> None:
         pass
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> None:
+    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
         await streams.set_doors(self._client, self._subjects, programs)
-        await _consumers(self._client, self._subjects, named, queued=False)
+        return await _consumers(self._client, self._subjects, named, queued=False)
 
-    def registered(self, program: str) -> Registered:
+    def registered(self, program: str, since: float) -> Registered:
         return Registered(
             epoch=self.log.epoch, stream=self._subjects.stream, consumer=streams.consumer_name(program),
-            restored=self._restored,
+            restored=self._restored, since=since,
         )  # fmt: skip
 
     async def work(self) -> None:
@@ -108,7 +112,7 @@ class GuestGround:
     guest = True
 
     def __init__(self, log: ServedLog) -> None:
-        self.log: Log = log
+        self.log = log
 
     @classmethod
     async def stand(cls, client: Client, subjects: Subjects) -> GuestGround:
@@ -125,10 +129,10 @@ class GuestGround:
     async def lead(self, service: Service) -> None:
         raise AssertionError("a guest never leads")
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> None:
+    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
         raise AssertionError("a guest never leads")
 
-    def registered(self, program: str) -> Registered:
+    def registered(self, program: str, since: float) -> Registered:
         raise AssertionError("a guest never leads")
 
     async def work(self) -> None:
@@ -190,16 +194,17 @@ class OwnGround:
         self._client.on_reconnect.append(self._back.set)
         self._back.set()
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> None:
-        await _consumers(self._client, self._subjects, named, queued=True)
+    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
+        made = await _consumers(self._client, self._subjects, named, queued=True)
         self._programs = list(programs)
         self._host.open_doors(programs)
         await self._client.flush()
+        return made
 
-    def registered(self, program: str) -> Registered:
+    def registered(self, program: str, since: float) -> Registered:
         return Registered(
             epoch=self._own.epoch, stream=self._subjects.queue_stream, consumer=streams.consumer_name(program),
-            served=True,
+            since=since, served=True,
         )  # fmt: skip
 
     async def work(self) -> None:
@@ -237,11 +242,11 @@ async def _make_common(client: Client, subjects: Subjects, replicas: int) -> Non
     await streams.ensure_stream(client, streams.timer_stream(subjects, replicas))
 
 
-async def _consumers(client: Client, subjects: Subjects, programs: list[str], *, queued: bool) -> None:
+async def _consumers(client: Client, subjects: Subjects, programs: list[str], *, queued: bool) -> dict[str, float]:
+    made: list[float] = []
     for start in range(0, len(programs), 64):
-        await asyncio.gather(
-            *(
-                streams.ensure_consumers(client, subjects, name, queued=queued)
-                for name in programs[start : start + 64]
-            )
+        some = programs[start : start + 64]
+        made += await asyncio.gather(
+            *(streams.ensure_consumers(client, subjects, name, queued=queued) for name in some)
         )
+    return dict(zip(programs, made, strict=True))

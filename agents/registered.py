@@ -15,12 +15,14 @@ __all__ = ["Registered"]
 
 class Registered(Struct, frozen=True, kw_only=True):
     """The registrar's answer. `stream` holds the program's `consumer` of tasks; `served` says that a log process owns
-    the log, so that `stream` is its queue. Up to the position `restored` the log came from an archive."""
+    the log, so that `stream` is its queue. Up to the position `restored` the log came from an archive; `since` is when
+    the consumer was made, in seconds since the epoch."""
 
     epoch: str
     stream: str
     consumer: str
     restored: int = 0
+    since: float = 0.0
     served: bool = False
 
     def log(

@@ -43,15 +43,16 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True)
 class RegistrarSpec:
-    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows. With any
-    `log` but JetStream's this process owns the log, in the data folder `folder`. `alone`: nobody else has a log on this
-    server."""
+    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
+    the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
+    `alone`: nobody else has a log on this server."""
 
     name: str
     url: str
     prefix: str = "dspex"
     credentials: str | None = None
     replicas: int = 3
+    known: streams.Known | None = None
     log: str = JETSTREAM
     folder: Path = Path()
     durability: Literal["power", "process"] = "power"
@@ -122,7 +123,7 @@ class _Registrar:
         if spec.log == JETSTREAM:
             if await streams.has_stream(client, self.subjects.queue_stream):
                 return await GuestGround.stand(client, self.subjects)
-            return await JetStreamGround.stand(client, self.subjects, spec.replicas)
+            return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known)
         return await OwnGround.stand(
             client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
             replicas=spec.replicas, anew=spec.alone,
@@ -202,7 +203,7 @@ class _Registrar:
             try:
                 if accepted:  # also for those known before: somebody may have deleted a consumer
                     names = sorted({wanted.registration.program for wanted, _ in accepted})
-                    await self.ground.open_doors(list(self.programs), names)
+                    made = await self.ground.open_doors(list(self.programs), names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again
@@ -210,7 +211,8 @@ class _Registrar:
                     request.fail(Unavailable(str(error)))
                 continue
             for wanted, request in accepted:
-                place = self.ground.registered(wanted.registration.program)
+                name = wanted.registration.program
+                place = self.ground.registered(name, made[name])
                 request.respond(msgspec.json.encode(place))
 
     async def _accept(self, wanted: _Registration) -> bool:

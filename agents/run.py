@@ -113,9 +113,9 @@ class Run:
         """Run another program for this task."""
         return await self.seat.calls.call(program, body, key, self.id)
 
-    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
+    async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""
-        result = await self.seat.log.append(self.aggregate, self.events(payloads), self.head)
+        result = await self.seat.log.append(self.aggregate, events, self.head)
         if isinstance(result, Appended):
             self.head = result.head
             self.claimed = True

@@ -272,8 +272,6 @@ async def _served(caller: Caller) -> str:
 
 async def _archive(caller: Caller) -> AsyncIterator[Check]:
     """How far the archive is behind the log, and whether it can go on."""
-    if await _served(caller):
-        return
     trouble = None
     for answer in await caller.gather():
         data = answer.get("data") or {}

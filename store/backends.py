@@ -14,12 +14,13 @@ from dspex.core.errors import ConfigurationError, DspexError, LogError
 from dspex.core.ports import Backend
 from dspex.core.subjects import Subjects
 
-__all__ = ["GROUP", "JETSTREAM", "LOG_FILE", "Factory", "backend_names", "factory_of", "open_sqlite"]
+__all__ = ["GROUP", "JETSTREAM", "LOG_FILE", "SQLITE", "Factory", "backend_names", "factory_of", "open_sqlite"]
 
 GROUP = "dspex.logs"
 JETSTREAM = "jetstream"
 """The log that needs no process: the server has it."""
-LOG_FILE = "log.db"
+SQLITE, LOG_FILE = "sqlite", "log.db"
+"""Ours, and its file in the data folder: an archive's."""
 
 
 class Factory(Protocol):
@@ -46,7 +47,7 @@ async def open_sqlite(
     )
 
 
-_OURS: dict[str, Factory] = {"sqlite": open_sqlite}
+_OURS: dict[str, Factory] = {SQLITE: open_sqlite}
 
 
 def backend_names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
@@ -23,12 +24,14 @@ PLAIN = "SELECT position, time, subject, headers, body, x'' FROM log"
 """The same of a log that was exported before rows were chained."""
 POLL = 0.2
 """Seconds until a tail looks again: another process writes, and cannot tell us."""
-_CHUNK = 256
+_CHUNK = 1000
 
 
 def connect(file: Path, *, readonly: bool) -> sqlite3.Connection:
     """A connection to an archive's file; a writing one commits through to the disk. Raises sqlite3.Error."""
     mode = "ro" if readonly else "rwc"
+    if readonly and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
+        mode = "ro&immutable=1"  # SQLite could not put its files beside it, and nobody writes it
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
     )
@@ -90,6 +93,11 @@ class Reading:
                 break
             after = rows[-1].position
         return found
+
+    async def holding(self, subject: str, text: str) -> list[Entry]:
+        """The entries of one subject whose bodies hold some bytes, in order; found without making all the others."""
+        rows = await self._rows("WHERE subject = ? AND instr(body, ?) > 0 ORDER BY position", (subject, text.encode()))
+        return [entry_of(row) for row in rows]
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncGenerator[Entry, None]:
         """All entries behind `after` and then every new one; ends when the archive is closed."""

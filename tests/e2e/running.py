@@ -156,17 +156,20 @@ class Running:
         return children(self.supervisor())
 
     def registrar(self) -> int:
-        if self.log_file is not None:
-            return self.log_process()
-        return self.below_supervisor()[0]
-
-    def log_process(self) -> int:
-        """The one that has the log's file open."""
-        file = str(self.log_file)
-        return next(pid for pid in self.below_supervisor() if file in open_files(pid))
+        """The registrar, or the log process that does its work, too."""
+        return self._called("log-" if self.log_file is not None else "registrar-")
 
     def archivist(self) -> int:
-        return self.below_supervisor()[1]
+        return self._called("archivist-")
+
+    def _called(self, start: str) -> int:
+        return next(pid for pid in self.below_supervisor() if called(pid).startswith(start))
+
+    def agent_pids(self) -> list[int]:
+        """The agents, in the order they were born."""
+        unborn = called(self.supervisor())  # a fork has its parent's name until it takes its own
+        others = ("registrar-", "log-", "archivist-", unborn)
+        return [pid for pid in self.below_supervisor() if not called(pid).startswith(others)]
 
     def descendants(self) -> list[int]:
         found, todo = [], [self.root]
@@ -195,19 +198,17 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def open_files(pid: int) -> set[str]:
-    found = set()
-    try:
-        for number in Path(f"/proc/{pid}/fd").iterdir():
-            found.add(str(number.readlink()))
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found
-
-
 def command(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def called(pid: int) -> str:
+    """The name a process shows under, at most 15 characters."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -218,6 +219,12 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still: a signal takes effect only when the kernel comes to it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what=f"{pid} goes on")
 
 
 def until(condition: Any, timeout: float = 30.0, what: str = "it did not happen") -> Any:

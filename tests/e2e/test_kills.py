@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from tests.e2e.plain import WRONG, Plain, Story
-from tests.e2e.running import LOG, Running, gone, until
+from tests.e2e.running import Running, gone, until
 
 TASKS = 1000
 
@@ -65,8 +65,6 @@ VICTIMS: dict[str, Callable[[Running], int]] = {
     "agent": an_agent, "supervisor": Running.supervisor, "server": Running.server, "registrar": Running.registrar,
     "archivist": Running.archivist,
 }  # fmt: skip
-if LOG == "sqlite":  # the log is its own archive
-    del VICTIMS["archivist"]
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
