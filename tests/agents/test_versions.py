@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -184,13 +185,13 @@ async def test_one_that_sleeps_on_is_left_to_its_wake(desk: Desk, last: Payload)
 @pytest.mark.parametrize(
     "last",
     [
-        TaskSleeping(key="z", until=time.time() - 1),
-        TaskRetried(retry=1, type="E", message="m", until=time.time() - 1),
+        lambda until: TaskSleeping(key="z", until=until),
+        lambda until: TaskRetried(retry=1, type="E", message="m", until=until),
     ],
     ids=["time", "retry"],
 )
-async def test_one_that_could_go_on_waits_from_then(desk: Desk, last: Payload) -> None:
-    await desk.hand_back(CLAIM, last, ago=500.0)
+async def test_one_that_could_go_on_waits_from_then(desk: Desk, last: Callable[[float], Payload]) -> None:
+    await desk.hand_back(CLAIM, last(time.time() - 1), ago=500.0)
     assert desk.delay < 5 and desk.ended == []
 
 
