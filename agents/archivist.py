@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,29 @@ import msgspec
 import uvloop
 
 from dspex.agents.bounds import Bounds
+from dspex.agents.finding import Finding
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
+from dspex.agents.projecting import VIEWS, Projecting
 from dspex.agents.retention import Forgetting
-from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
-from dspex.core.errors import DspexError, InvalidInput, LogError, Unavailable
+from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentStarted
 from dspex.core.subjects import Subjects, aggregate
-from dspex.store.archive import Archive, set_aside
+from dspex.store.archive import MAX_GROUP, Archive, set_aside
+from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import Mended, examine
 from dspex.store.verify import Report
 
-__all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main"]
+__all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main", "known_log"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -44,6 +49,12 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
+LAST = 1.5
+"""Seconds for what is archived when it is told to stop."""
+SHARE = 0.15
+"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
+LAST = 1.5
+"""Seconds for what is archived when it is told to stop."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -59,11 +70,20 @@ class ArchivistSpec:
     credentials: str | None = None
     replicas: int = 3
     bounds: Bounds = field(default_factory=Bounds)
+    known: streams.Known | None = None
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     repair: bool = False
     against_log: bool = False
+
+
+def known_log(file: Path) -> streams.Known | None:
+    """What the head of an archive says of the log on our own server; None when there is none that can be read."""
+    with suppress(LogCorrupt):
+        head = read_head(file)
+        return streams.Known(head.epoch, head.position) if head and head.position else None
+    return None
 
 
 def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
@@ -79,6 +99,8 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
+        self.pace = Pace()
+        self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects, self.pace)
         self.position = self.head = self.forgotten = 0
         self.leads = False
         self.back = asyncio.Event()
@@ -95,7 +117,11 @@ class _Archivist:
     async def _serve(self, client: Client) -> int:
         client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
-        epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas)
+        try:
+            epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
+        except LogCorrupt as error:
+            self.link.send({"refused": str(error)})
+            return EXIT_REFUSED
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
         log = JetStreamLog(client, self.subjects, epoch)
         service = Service(
@@ -116,6 +142,7 @@ class _Archivist:
         await lease.acquire()
         self.leads = True
         service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
+        Finding(self.projecting, self.subjects, self._archived).serve(service)
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
@@ -162,8 +189,11 @@ class _Archivist:
             self.trouble = ""
             working = [
                 asyncio.create_task(work)
-                for work in (archive.follow(log), forgetting.go_on(), self.back.wait())
-            ]
+                for work in (
+                    archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
+                    self.back.wait(),
+                )
+            ]  # fmt: skip
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -174,6 +204,10 @@ class _Archivist:
                 for task in working:
                     task.cancel()
                 await asyncio.gather(*working, return_exceptions=True)
+        except asyncio.CancelledError:
+            if self.stopping.is_set() and archive is not None and not self.trouble:
+                await self._last_group(archive, log)
+            raise
         except LogError as error:
             if str(error) != self.trouble:
                 logger.warning("%s archives nothing now: %s", self.spec.name, error)
@@ -184,6 +218,21 @@ class _Archivist:
                 await archive.close()
             self.archive = None
         await asyncio.sleep(LOOK)
+
+    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
+        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
+        with suppress(LogError, TimeoutError):
+            async with asyncio.timeout(LAST):
+                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
+
+    def _rest(self, cost: float) -> float:
+        return self.pace.rest(cost, SHARE)
+
+    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
+        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
+        with suppress(LogError, TimeoutError):
+            async with asyncio.timeout(LAST):
+                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count
@@ -232,12 +281,15 @@ class _Archivist:
 
     # -- what it says
 
+    def _archived(self) -> int:
+        return self.archive.position if self.archive else self.position
+
     def _stats(self) -> dict[str, Any]:
-        archive = self.archive
-        position = archive.position if archive else self.position
+        archive, position = self.archive, self._archived()
         return {
             "agent": self.spec.name, "program": None, "role": "archivist", "pid": os.getpid(), "state": "serving",
             "restarts": self.life.restarts, "lag": max(0, self.head - position), "position": position,
             "leads": self.leads, "forgotten": self.forgotten, "file": str(self.spec.file),
-            "trouble": (archive.trouble if archive else "") or self.trouble,
+            "views": self.projecting.position,
+            "trouble": (archive.trouble if archive else "") or self.trouble or self.projecting.trouble,
         }  # fmt: skip

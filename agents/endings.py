@@ -79,6 +79,13 @@ class Endings:
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
 
+    async def rest(self, run: Run, until: float) -> None:
+        """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and
+        maybe before the wake that a timer needs which fired too early."""
+        await self.waiting.arm(run.id, until)
+        await self._wake_if_late(run, until)
+        self.client.acknowledge(run.delivery.message, ACK)
+
     async def put_to_sleep(self, run: Run) -> None:
         """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
         dies in between leaves a task that is delivered again."""
