@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ from dspex.core.history import remembered
 from dspex.core.request import shown_request
 
 __all__ = ["Attempt", "Recorder", "Suspended"]
+
+logger = logging.getLogger("dspex.agents")
 
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
@@ -59,6 +62,10 @@ class Attempt(Writing, Protocol):
 
     suspended: bool
 
+    @property
+    def lenient(self) -> bool:
+        """Whether a record counts although the code asks for it otherwise now."""
+
     async def signals(self, name: str) -> list[SignalReceived]:
         """The signals of a name that have reached the task, in the order of their positions."""
 
@@ -79,8 +86,8 @@ class Recorder:
     def __init__(self, attempt: Attempt, history: Iterable[Event], loop: asyncio.AbstractEventLoop) -> None:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
-        self._known, self._until = memory.records, memory.until
-        self._life = f"{attempt.id}/{memory.life}"
+        self._known, self._until, self._shared = memory.records, memory.until, memory.shared
+        self._life, self._seed = f"{attempt.id}/{memory.life}", f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()
@@ -203,7 +210,7 @@ class Recorder:
         return await self._attempt.call(program, body, key)
 
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._life}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._seed}/{key}".encode()).digest()[:8], "big")
 
     # -- waiting
 
@@ -297,9 +304,21 @@ class Recorder:
         record = self._known.get(call.key)
         if record is None:
             self._limit(call.key)
-        elif record.digest != call.digest:
+        elif record.digest != call.digest and not self._counts(call, record):
             self._break(Diverged("arguments", call.key, shown_request(record), call.shown))
         return record
+
+    def _counts(self, call: Call, record: EffectRecorded) -> bool:
+        """Whether a record counts for a request that is another than was recorded: in a fork what it shares does, for
+        that has happened; otherwise the program says."""
+        if call.key in self._shared:
+            return True
+        if self._attempt.lenient:
+            logger.warning(
+                "task %s: at %s %s was recorded, and %s is asked for now; the record counts",
+                self._attempt.id, call.key, shown_request(record), call.shown,
+            )  # fmt: skip
+        return self._attempt.lenient
 
     def _limit(self, key: str) -> None:
         if len(self._known) >= MAX_RECORDS:

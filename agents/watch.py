@@ -17,6 +17,7 @@ import time
 import traceback
 from contextlib import suppress
 
+from dspex.agents.assignments import Assignments
 from dspex.agents.doors import Doors
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
@@ -127,8 +128,10 @@ class Watch:
             worker = self._worker
             worker.client.cut()
             self._stand_in = Service(self._client, name=worker.name, id=worker.agent, version="")
-            results = Results(self._client, self._log(self._client), worker.subjects, worker.name)
-            Doors(worker, self._client, worker.subjects, self._stand_in, results)
+            log = self._log(self._client)
+            results = Results(self._client, log, worker.subjects, worker.name)
+            assignments = Assignments(worker.program, log, worker.subjects, worker.source)
+            Doors(worker, self._client, worker.subjects, self._stand_in, results, assignments)
 
     def _log(self, client: Client) -> JetStreamLog:
         return JetStreamLog(client, self._worker.subjects, self._worker.log.epoch, patience=5.0)

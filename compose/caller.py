@@ -126,6 +126,17 @@ class Caller:
         reply = await self._request(self.subjects.variables(program, "get"), b"", 5.0, None)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
+    async def propose(
+        self, program: str, values: Mapping[str, Any], *, base: str | None = None, who: str = "", why: str = ""
+    ) -> dict[str, Any]:
+        """Make values known, on top of those with the hash `base` or of those in force, so that tasks may run on them:
+        `{"program", "assignment", "values", "version", "fresh"}`. Raises InvalidInput, NotFound, Unavailable."""
+        body = {"values": values, "why": why} | ({"base": base} if base else {})
+        fields = {h.ACTOR: who} if who else None
+        door = self.subjects.variables(program, "propose")
+        reply = await self._request(door, msgspec.json.encode(body), 10.0, fields)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:
         """One page of the log: `{"epoch", "events", "next", "head"}`. `wait` seconds for something new (tail)."""
         verb = "read" if wait is None else "tail"

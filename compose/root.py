@@ -206,6 +206,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
     from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main, known_log
+    from dspex.agents.code import code_of
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
@@ -225,7 +226,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
-            plan.values,
+            plan.values, code_of(program),
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:

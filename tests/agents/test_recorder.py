@@ -23,6 +23,7 @@ from dspex.core.events import (
     Payload,
     SignalReceived,
     TaskClaimed,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
 )
@@ -35,6 +36,7 @@ class Fake:
 
     id = "7"
     limit = 1 << 20
+    lenient = False
 
     def __init__(self) -> None:
         self.claimed = self.suspended = False
@@ -246,6 +248,43 @@ async def test_an_effect_under_way_at_the_end_is_not_recorded(fake: Fake, record
     with pytest.raises(Suspended):
         await asked
     assert fake.keys == []
+
+
+async def test_a_lenient_program_gets_the_record_for_other_arguments(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.lenient = True
+    recorder = Recorder(fake, past(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"5"))), running())
+    assert await recorder.perform(call("a", lambda: 1 / 0, digest="other")) == 5
+    assert "task 7: at a a d was recorded, and a() is asked for now; the record counts" in caplog.text
+
+
+async def test_what_a_fork_shares_counts_for_other_arguments_and_what_it_did_itself_does_not(fake: Fake) -> None:
+    forked = TaskForked(parent="3", at=2, seed="3", records=1)
+    mine = [EffectRecorded(key=key, name=key, digest="d", result=Raw(b"5")) for key in "ab"]
+    recorder = Recorder(fake, past(forked, *mine), running())
+    assert await recorder.perform(call("a", lambda: 1 / 0, digest="other")) == 5
+    with pytest.raises(Suspended):
+        await recorder.perform(call("b", lambda: 1 / 0, digest="other"))
+    assert isinstance(recorder.broken, Diverged)
+
+
+async def test_a_fork_draws_its_parents_numbers_and_has_keys_of_its_own(fake: Fake) -> None:
+    parent = Recorder(fake, [], running())
+    other = Fake()
+    other.id = "8"
+    forked = Recorder(other, past(TaskForked(parent="7", at=0, seed="7")), running())
+    assert forked.seed("x") == parent.seed("x")
+    keys = [await each.perform(call("k", idempotency_key)) for each in (parent, forked)]
+    assert keys[0] != keys[1]
+
+
+def past(*payloads: Payload) -> list[Event]:
+    return [Event("task.p.7", number, "", "", "", "", payload) for number, payload in enumerate(payloads, 1)]
+
+
+def running() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 async def test_other_arguments_diverge_for_good(fake: Fake) -> None:
