@@ -138,7 +138,7 @@ async def _side(source: Source, text: str) -> list[Event]:
 
 @asynccontextmanager
 async def opened(log: str | Path | None, url: str | None) -> AsyncIterator[Source]:
-    """A log file, or the running system that is meant."""
+    """The log that is meant: a file, the system at `url`, or with neither the one whose data folder is here."""
     if log is not None:
         source: Source = await FileSource.open(log)
     else:
