@@ -107,7 +107,7 @@ def _score(score: float | None) -> str:
 def end_of(row: TaskRow) -> str:
     """What came of a task, in a line."""
     said = _said(row)
-    return said if row.forked_at is None else clean(f"fork of {row.parent}@{row.forked_at}: ") + said
+    return said if row.forked_at is None else f"fork of {clean(str(row.parent))}@{row.forked_at}: {said}"
 
 
 def _said(row: TaskRow) -> str:

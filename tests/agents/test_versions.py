@@ -181,15 +181,10 @@ async def test_one_that_sleeps_on_is_left_to_its_wake(desk: Desk, last: Payload)
     assert [said[: len(timed[0])] for said in desk.words.armed] == timed, "its timer is set again, in case it was lost"
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
-        TaskSleeping(key="z", until=time.time() - 1),
-        TaskRetried(retry=1, type="E", message="m", until=time.time() - 1),
-    ],
-    ids=["time", "retry"],
-)
-async def test_one_that_could_go_on_waits_from_then(desk: Desk, last: Payload) -> None:
+@pytest.mark.parametrize("kind", ["time", "retry"])
+async def test_one_that_could_go_on_waits_from_then(desk: Desk, kind: str) -> None:
+    then = time.time() - 1
+    last = TaskRetried(retry=1, type="E", message="m", until=then) if kind == "retry" else TaskSleeping(key="z", until=then)
     await desk.hand_back(CLAIM, last, ago=500.0)
     assert desk.delay < 5 and desk.ended == []
 
