@@ -132,6 +132,8 @@ class _Agent:
         await self._record(log, started)
         await self.stopping.wait()
         self._say("draining")
+        if worker.running:
+            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
         service.stop()
         await worker.drain(self.grace)
         await service.finish(1.0)
@@ -142,8 +144,9 @@ class _Agent:
     def _unprepared(self, error: Exception) -> int:
         """`setup` failed: on the first start nobody has seen it work, so trying for ever would only hide it."""
         sentence = f"{self.spec.program.__name__}.setup raised {type(error).__name__}: {error}"
-        logger.error(sentence, exc_info=error)
-        if self.life.restarts:
+        first = not self.life.restarts  # then the root says it, once for all agents of the program
+        logger.log(logging.DEBUG if first else logging.ERROR, sentence, exc_info=error)
+        if not first:
             return 1
         self.link.send({"refused": sentence})
         return EXIT_REFUSED

@@ -21,7 +21,7 @@ import msgspec
 
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
-from dspex.core.errors import EffectFailed, LimitExceeded
+from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
 from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
@@ -100,6 +100,7 @@ class Recorder:
 
     async def perform(self, call: Call) -> Any:
         """Look the effect up, or perform and record it."""
+        self._check_loop()
         record = self._look_up(call)
         if record is None:
             self._under_way += 1
@@ -149,6 +150,7 @@ class Recorder:
         return outcome_of(call, record)
 
     async def sleep(self, key: str, seconds: float) -> None:
+        self._check_loop()
         self._check()
         if key in self._known:
             return
@@ -163,6 +165,7 @@ class Recorder:
         self._note(EffectRecorded(key=key, name="sleep", digest="", seconds=round(seconds, 6)))
 
     async def signal(self, key: str, name: str, timeout: float | None) -> Any:
+        self._check_loop()
         self._check()
         record, kind = self._known.get(key), f"signal.{name}"
         until = self._until_of(key, timeout) if record is None else None
@@ -274,6 +277,15 @@ class Recorder:
             self.writer.add(record)
 
     # -- what ends a run
+
+    def _check_loop(self) -> None:
+        """Refuse a loop that a plain program has made: places of its branches would not be the same on every run."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise ProgramFailed(
+                "an effect was asked for in an event loop of the program's own; in a plain predict call it without "
+                "asyncio.run and await, or write `async def predict`",
+                type="OwnEventLoop",
+            )
 
     def _check(self) -> None:
         """Go no further in a run that is over."""

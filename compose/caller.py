@@ -50,11 +50,29 @@ class Caller:
         await self.close()
 
     async def ask(
-        self, program: str, body: bytes, *, timeout: float = 60.0, headers: Mapping[str, str] | None = None
-    ) -> tuple[bytes, str]:
-        """Run and wait: the output's bytes and the task's id."""
-        reply = await self._request(self._door("ask", program), body, timeout, headers)
+        self, program: str, body: bytes, *, timeout: float = 60.0, key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, str]:  # fmt: skip
+        """Run and wait: the output's bytes and the task's id.
+
+        An answer that does not come says nothing about the task. With a `key` the same ask may be sent again, and
+        `result` finds the task by it; the key costs one more commit.
+        """
+        fields = dict(headers or {}) if key is None else {**(headers or {}), h.KEY: key}
+        reply = await self._request(self._door("ask", program), body, timeout, fields or None)
         return reply.data, reply.headers.get(h.TASK, "")
+
+    async def head(self) -> int:
+        """The position of the newest entry of the log."""
+        reply = await self._request(self.subjects.log("head"), b"", 5.0, None)
+        return int(msgspec.json.decode(reply.data)["head"])
+
+    async def asked(self, program: str, after: int, correlation: str) -> str | None:
+        """The task that was stored behind position `after` with that `Dspex-Correlation`; None when there is none."""
+        async for event in self.events(after=after, program=program):
+            if event["type"] == "TaskSubmitted" and event["correlationid"] == correlation:
+                return str(event["aggregate"]).rpartition(".")[2]
+        return None
 
     async def submit(
         self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None

@@ -240,7 +240,12 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
-    return Supervisor(children, parent=link, voice=registrar.name).run()
+
+    def forward(event: dict[str, Any]) -> None:
+        if event["event"] == "draining":  # the rest is told by itself
+            link.send(event)
+
+    return Supervisor(children, parent=link, voice=registrar.name, on_event=forward).run()
 
 
 def _programs(plan: Plan) -> list[type[Program]]:

@@ -161,16 +161,6 @@ class FileSource:
             return []
 
 
-async def _proposed(source: Source, program: str) -> dict[str, dict[str, Any]]:
-    """The values of every proposal."""
-    found = {}
-    with contextlib.suppress(TaskError):
-        async for event in source.events(aggregate=f"variables.{program}.0"):
-            if event["type"] == "AssignmentProposed":
-                found[event["data"]["assignment"]] = event["data"]["values"]
-    return found
-
-
 def shown(event: Event) -> dict[str, Any]:
     """An event as JSON has it, with its position."""
     return {"position": event.position, **msgspec.json.decode(encode_event(event))}
@@ -179,6 +169,16 @@ def shown(event: Event) -> dict[str, Any]:
 def _is_of(event: Event, program: str) -> bool:
     parts = event.aggregate.split(".")
     return len(parts) == 3 and parts[1] == program
+
+
+async def _proposed(source: Source, program: str) -> dict[str, dict[str, Any]]:
+    """The values of every proposal."""
+    found = {}
+    with contextlib.suppress(TaskError):
+        async for event in source.events(aggregate=f"variables.{program}.0"):
+            if event["type"] == "AssignmentProposed":
+                found[event["data"]["assignment"]] = event["data"]["values"]
+    return found
 
 
 def _names(body: bytes, task: str) -> bool:

@@ -119,10 +119,8 @@ def _query(what: str) -> dict[str, Any]:
     return {"aggregate": what} if "." in what else {"task": what}
 
 
-def _shower(options: Options, *, versions: bool) -> Callable[[dict[str, Any]], None]:
-    if options.json:
-        return print_json
-    return EventLines(versions=versions).show
+def _shower(options: Options, *, versions: bool = False) -> Callable[[dict[str, Any]], None]:
+    return print_json if options.json else EventLines(versions=versions).show
 
 
 async def _show_aggregate(options: Options, what: str, to: int | None, at: str, state: bool, log: str | None) -> None:
@@ -133,7 +131,7 @@ async def _show_aggregate(options: Options, what: str, to: int | None, at: str, 
     async with opened(options, log) as source:
         name = what if "." in what else (await story_of(source, what)).events[0].aggregate
         if not state:
-            show = _shower(options, versions=True)
+            show = _shower(options)
             for event in await events_of_aggregate(source, name, to, at):
                 show(shown(event))
             return

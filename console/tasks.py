@@ -107,7 +107,7 @@ def _score(score: float | None) -> str:
 def end_of(row: TaskRow) -> str:
     """What came of a task, in a line."""
     said = _said(row)
-    return said if row.forked_at is None else f"fork of {clean(str(row.parent))}@{row.forked_at}: {said}"
+    return f"fork of {clean(row.forked)}: {said}" if row.forked else said
 
 
 def _said(row: TaskRow) -> str:
@@ -119,7 +119,7 @@ def _said(row: TaskRow) -> str:
         return clean(f"{row.error['code']} {row.error['type']}: {row.error['message']}")
     if row.state == "sleeping":  # nobody holds it meanwhile
         return clean(f"waits for the signal {' or '.join(row.waits)}" if row.waits else "waits for a time")
-    code = f"code {row.code}" if row.code else ""
+    version = f", code {row.code}" if row.code else ""
     if row.agent:
-        return clean(f"held by {row.agent}" + (f", {code}" if code else ""))
-    return clean(f"waits for an agent with {code}") if code else ""
+        return clean(f"held by {row.agent}{version}")
+    return clean(f"waits for an agent with code {row.code}") if row.code else ""

@@ -69,13 +69,13 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, head=head)
         case TaskSubmitted(input=input, headers=headers):
             return replace(state, head=head, input=input, code_version=headers.get(CODE, ""))
+        case TaskForked():
+            return replace(state, head=head, forked=event.data)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             return replace(
                 state, head=head, status="running", attempts=attempt, agent=agent, assignment=assignment,
                 code_version=code, waits=(),
             )  # fmt: skip
-        case TaskForked() as forked:
-            return replace(state, head=head, forked=forked)
         case TaskCompleted(output=output, seconds=seconds):
             return replace(state, head=head, status="completed", output=output, seconds=seconds)
         case TaskSleeping() as wait:

@@ -23,7 +23,6 @@ from dspex.core.events import (
     TaskDeadLettered,
     TaskDuplicate,
     TaskFailed,
-    TaskForked,
     TaskRetried,
     TaskSleeping,
     TaskSubmitted,
@@ -58,7 +57,7 @@ class _Row(Struct):
     message: str | None = None
     of: str | None = None
     parent: str | None = None
-    forked_at: int | None = None
+    forked: str | None = None
     seconds: float | None = None
     waits: str | None = None
     last: int = 0
@@ -90,7 +89,7 @@ class Tasks:
             " submitted TEXT NOT NULL, ended TEXT, key TEXT, agent TEXT, assignment TEXT, code TEXT,"
             " version INTEGER NOT NULL, attempts INTEGER NOT NULL, retries INTEGER NOT NULL,"
             " effects INTEGER NOT NULL, score REAL, scores INTEGER NOT NULL, error_code INTEGER, error TEXT,"
-            " message TEXT, of TEXT, parent TEXT, forked_at INTEGER, seconds REAL, waits TEXT,"
+            " message TEXT, of TEXT, parent TEXT, forked TEXT, seconds REAL, waits TEXT,"
             " last INTEGER NOT NULL)",
             "CREATE INDEX tasks_state ON tasks (program, state, id)",
             "CREATE INDEX tasks_submitted ON tasks (submitted)",
@@ -177,9 +176,8 @@ def _evolve(row: _Row, event: Event) -> None:
             row.effects += 1
         case TaskSubmitted(headers=headers):
             row.submitted = event.time
-            row.key, row.parent, row.code = headers.get(h.KEY), headers.get(h.PARENT), headers.get(h.CODE)
-        case TaskForked(parent=parent, at=at):
-            row.parent, row.forked_at = parent, at
+            row.key, row.parent, row.forked = headers.get(h.KEY), headers.get(h.PARENT), headers.get(h.FORK)
+            row.code = headers.get(h.CODE)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             row.state, row.attempts = "running", attempt
             row.agent, row.assignment, row.code, row.waits = agent, assignment, code or None, None

@@ -15,7 +15,7 @@ from dspex.agents.recorder import Recorder, Suspended
 from dspex.agents.writer import BEHIND, MAX_COMMIT, Superseded
 from dspex.core.codec import encode_commit
 from dspex.core.effects import Call, Diverged, idempotency_key
-from dspex.core.errors import EffectFailed, LimitExceeded, LogError
+from dspex.core.errors import EffectFailed, LimitExceeded, LogError, ProgramFailed
 from dspex.core.events import (
     EffectRecorded,
     Event,
@@ -439,3 +439,11 @@ async def test_what_only_reads_does_not_run_ahead_of_the_log_without_bound(fake:
     await reading
     assert len(done) == 40
     assert fake.most == 1
+
+
+async def test_an_effect_in_a_loop_of_the_programs_own_is_told(recorder: Recorder) -> None:
+    def plainly() -> None:
+        asyncio.run(recorder.perform(call("a")))
+
+    with pytest.raises(ProgramFailed, match="write `async def predict`"):
+        await asyncio.to_thread(plainly)
