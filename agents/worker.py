@@ -178,11 +178,11 @@ class Worker:
         """A sleeping task may go on."""
         woken = None
         try:
-            woken = await self.waiting.woken(wake)
+            woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
             if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
-                woken = await self.waiting.woken(wake)
+                woken = await self.waiting.woken(wake, self.code)
         except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
