@@ -19,12 +19,13 @@ import uvloop
 
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
-from dspex.agents.grounds import GuestGround
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
+from dspex.agents.registered import log_of, served_log
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
@@ -52,10 +53,10 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
-SHARE = 0.15
-"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
+SHARE = 0.15
+"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -141,11 +142,9 @@ class _Archivist:
 
     async def _log(self, client: Client) -> JetStreamLog | ServedLog:
         """The log, in JetStream or with a log process, which may be about to begin."""
-        spec, subjects = self.spec, self.subjects
-        if spec.served or await streams.has_stream(client, subjects.queue_stream):
-            return (await GuestGround.stand(client, subjects)).log
-        epoch = await streams.ensure_log(client, subjects, replicas=spec.replicas, known=spec.known)
-        return JetStreamLog(client, subjects, epoch)
+        if self.spec.served:
+            return await served_log(client, self.subjects)
+        return await log_of(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
 
     async def _lead(self, client: Client, service: Service, log: Log) -> None:
         """Hold the lease, and archive until it is lost."""
@@ -157,7 +156,10 @@ class _Archivist:
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
-        working = [asyncio.create_task(self._archive(client, log)), asyncio.create_task(lease.keep())]
+        overdue = Overdue(self.projecting, client, log, self.subjects, f"/archivist/{self.spec.name}")
+        working = [
+            asyncio.create_task(work) for work in (self._archive(client, log), lease.keep(), overdue.go_on())
+        ]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
