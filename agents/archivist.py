@@ -19,13 +19,13 @@ import uvloop
 
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
-from dspex.agents.grounds import GuestGround
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
+from dspex.agents.registered import log_of, served_log
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
@@ -142,11 +142,9 @@ class _Archivist:
 
     async def _log(self, client: Client) -> JetStreamLog | ServedLog:
         """The log, in JetStream or with a log process, which may be about to begin."""
-        spec, subjects = self.spec, self.subjects
-        if spec.served or await streams.has_stream(client, subjects.queue_stream):
-            return (await GuestGround.stand(client, subjects)).log
-        epoch = await streams.ensure_log(client, subjects, replicas=spec.replicas, known=spec.known)
-        return JetStreamLog(client, subjects, epoch)
+        if self.spec.served:
+            return await served_log(client, self.subjects)
+        return await log_of(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
 
     async def _lead(self, client: Client, service: Service, log: Log) -> None:
         """Hold the lease, and archive until it is lost."""
@@ -232,12 +230,6 @@ class _Archivist:
                 await archive.close()
             self.archive = None
         await asyncio.sleep(LOOK)
-
-    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
-        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
-        with suppress(LogError, TimeoutError):
-            async with asyncio.timeout(LAST):
-                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
 
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)

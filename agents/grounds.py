@@ -11,13 +11,11 @@ import logging
 from pathlib import Path
 from typing import Literal, Protocol
 
-import msgspec
-
 from dspex.agents.host import Host
 from dspex.agents.keeping import Keeping
 from dspex.agents.queue import Queue
 from dspex.agents.reader import Reader
-from dspex.agents.registered import Registered
+from dspex.agents.registered import Registered, served_log
 from dspex.agents.rows import Rows
 from dspex.agents.timers import rearm
 from dspex.bus import streams
@@ -117,11 +115,7 @@ class GuestGround:
     @classmethod
     async def stand(cls, client: Client, subjects: Subjects) -> GuestGround:
         """Find out which log it is, as soon as its process answers."""
-        while True:
-            reply = await client.request(subjects.log("head"), b"")
-            if not reply.status:
-                return cls(ServedLog(client, subjects, msgspec.json.decode(reply.data)["epoch"]))
-            await asyncio.sleep(0.1)
+        return cls(await served_log(client, subjects))
 
     def read(self, service: Service) -> None:
         pass

@@ -122,12 +122,13 @@ async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repai
 
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
-    from dspex.bus.streams import ensure_log, restored_to
+    from dspex.agents.registered import log_of
+    from dspex.bus.streams import restored_to
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
-    log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
-    restored = await restored_to(client, subjects)
+    log = await log_of(client, subjects)
+    restored = await restored_to(client, subjects) if isinstance(log, JetStreamLog) else 0
     report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost
 
@@ -210,7 +211,7 @@ async def _restore(
     """`taken` says that the server has a folder for the log already, whether or not it could load it."""
     from dspex.agents.restoring import restore as rebuild
     from dspex.bus.client import Client
-    from dspex.bus.streams import jetstream_api
+    from dspex.bus.streams import has_stream, jetstream_api
     from dspex.core.errors import LogError
     from dspex.core.subjects import Subjects
 
@@ -218,6 +219,8 @@ async def _restore(
     try:
         if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{Subjects(prefix).stream}"):
             raise LogError("there is a log that the server cannot load; --replace puts it aside and takes its place")
+        if await has_stream(client, Subjects(prefix).queue_stream):
+            raise LogError(f"a log process owns the log of {prefix} on this server; nothing is put in its place")
         last = await rebuild(file, client, Subjects(prefix))
     finally:
         await client.close()
