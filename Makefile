@@ -22,9 +22,11 @@ lint: $(VENV)/.lint            ## ruff, mypy --strict, the import order
 
 bench: $(VENV)/.test           ## figures, measured beside plain nats-py
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+	$(VENV)/bin/python benchmarks/sqlite_log.py $(ARGS)
 
 bench-short: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/run.py --short $(ARGS)
+	$(VENV)/bin/python benchmarks/sqlite_log.py --short $(ARGS)
 
 steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and DBOS
 	$(VENV)/bin/python benchmarks/durable_steps.py $(ARGS)

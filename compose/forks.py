@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 from msgspec import Struct
@@ -25,10 +25,12 @@ from dspex.core import headers as h
 from dspex.core.dry import DryReport, dry_run
 from dspex.core.errors import ConfigurationError, InvalidInput, task_error
 from dspex.core.fork import separated, with_input
-from dspex.core.ports import Log
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState
+
+if TYPE_CHECKING:
+    from dspex.agents.registered import Registered
 
 __all__ = ["Fork", "Forking", "afork", "fork", "planned", "rehearsed", "submitted", "worked_on"]
 
@@ -178,15 +180,16 @@ async def worked_on(caller: Caller, made: Fork, program: type[Program], *, again
     and died."""
     from dspex.agents.solo import work_alone
 
-    async with _as_agent(caller, program) as (client, subjects, log):
+    async with _as_agent(caller, program) as (client, subjects):
+        place = await _place(caller)
         instance = program()
         if made.assignment and instance.assignment.hash != made.assignment:
             from dspex.agents.assignments import Assignments
 
-            known = Assignments(instance, log, subjects, "/fork")
+            known = Assignments(instance, place.log(client, subjects), subjects, "/fork")
             instance = program(assignment=await known.find(made.assignment))
         return await work_alone(
-            made.task, instance, code=made.code, client=client, log=log, subjects=subjects, again=again
+            made.task, instance, code=made.code, client=client, place=place, subjects=subjects, again=again
         )
 
 
@@ -197,31 +200,37 @@ def output_of(state: TaskState, task: str) -> Any:
     return msgspec.json.decode(state.output)
 
 
+async def _place(caller: Caller) -> Registered:
+    """Where the log is. It gives this process no tasks, so it needs no consumer."""
+    from dspex.agents.registered import Registered
+
+    said = await caller.log_head()
+    return Registered(epoch=said["epoch"], stream="", consumer="", served=said["log"] != "jetstream")
+
+
 @asynccontextmanager
-async def _as_agent(caller: Caller, program: type[Program]) -> AsyncIterator[tuple[Client, Subjects, Log]]:
+async def _as_agent(caller: Caller, program: type[Program]) -> AsyncIterator[tuple[Client, Subjects]]:
     """Who writes the events of a program: on a system with access rules an agent of it, whose seed is beside the
     console's. Raises ConfigurationError."""
     from dspex.bus.identity import subjects_of
-    from dspex.store.jetstream import JetStreamLog
 
-    client, subjects, epoch = caller.client, caller.subjects, (await caller.read_log(limit=1))["epoch"]
+    client, subjects = caller.client, caller.subjects
     if not client.identity.secured:
-        yield client, subjects, JetStreamLog(client, subjects, epoch)
+        yield client, subjects
         return
     context = Path(client.credentials or "").with_name(f"agent-{program.name}.json")
     if not context.is_file():
         raise ConfigurationError(f"{program.name} runs here only as one of its agents, and {context} is not there")
-    subjects = subjects_of(subjects.prefix, str(context))
     async with await Client.connect(client.url, name="dspex fork", credentials=str(context)) as own:
-        yield own, subjects, JetStreamLog(own, subjects, epoch)
+        yield own, subjects_of(subjects.prefix, str(context))
 
 
 async def _record(caller: Caller, instance: Program, why: str) -> None:
     """Have the values of an instance in the log; agents with other code could not judge them."""
     from dspex.agents.assignments import Assignments
 
-    async with _as_agent(caller, type(instance)) as (_, subjects, log):
-        known = Assignments(instance, log, subjects, "/fork")
+    async with _as_agent(caller, type(instance)) as (client, subjects):
+        known = Assignments(instance, (await _place(caller)).log(client, subjects), subjects, "/fork")
         await known.record(instance.assignment, who="dspex fork", why=why)
 
 
