@@ -15,7 +15,7 @@ from dspex.core.events import Event, Head
 __all__ = ["Appended", "Conflict", "Connection", "Entry", "Log", "Message", "Subscription"]
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One message of the log: a commit or a door message. `time` is when it was stored, seconds since the epoch."""
 
     position: int
