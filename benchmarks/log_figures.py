@@ -232,9 +232,15 @@ async def opening(tasks: int, effects: int, samples: int) -> None:
     """From nothing but an id to all that is known of a task, in a log of many."""
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
-        async with System(Say, data=data, durability="process") as system:
+        async with System(Say, data=data, durability="process", archive=False):
+            pass  # registers the program; nobody serves it when its tasks come
+        server = Server(data / "server")
+        server.start()
+        async with await Client.connect(server.url) as client:
+            events = await fill(client, tasks, effects)
+        server.stop()
+        async with System(Echo, data=data, durability="process") as system:
             async with await Caller.connect(system.url) as caller:
-                events = await fill(caller.client, tasks, effects)
                 await _caught_up(caller)
                 listed = await afind_tasks("say", limit=0, url=system.url)
                 chosen = [row.task for row in random.Random(1).sample(listed, samples)]
@@ -345,6 +351,8 @@ async def _caught_up(caller: Caller) -> None:
     """Wait until the archive and its views have what the log has."""
     while True:
         await asyncio.sleep(1.2)  # the archivist looks at the log's end once a second
+        hurry = {"limit": 1, "brief": True, "position": (await caller.read_log(limit=1))["head"]}
+        await caller.archive("tasks", hurry, timeout=60)
         for answer in await caller.gather():
             data = answer.get("data") or {}
             leads = data.get("role") == "archivist" and data["leads"]
