@@ -21,6 +21,7 @@ from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
@@ -49,10 +50,10 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
-SHARE = 0.15
-"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
+SHARE = 0.15
+"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -144,7 +145,10 @@ class _Archivist:
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
-        working = [asyncio.create_task(self._archive(client, log)), asyncio.create_task(lease.keep())]
+        overdue = Overdue(self.projecting, client, log, self.subjects, f"/archivist/{self.spec.name}")
+        working = [
+            asyncio.create_task(work) for work in (self._archive(client, log), lease.keep(), overdue.go_on())
+        ]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -219,12 +223,6 @@ class _Archivist:
 
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)
-
-    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
-        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
-        with suppress(LogError, TimeoutError):
-            async with asyncio.timeout(LAST):
-                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count

@@ -11,10 +11,11 @@ from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
 from dspex.agents.waiting import Waiting
-from dspex.bus.pull import Delivery, Puller
+from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
 from dspex.core.events import Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.program import Program
 
 __all__ = ["Run", "Seat"]
 
@@ -32,6 +33,8 @@ class Seat:
     calls: Calls
     limit: int
     loop: asyncio.AbstractEventLoop
+    lenient: bool = False
+    """What was recorded counts, although the code asks for it otherwise now."""
 
 
 class Run:
@@ -55,12 +58,18 @@ class Run:
     abandoned = suspended = False
     """Somebody else ends this run, or it goes to sleep: its own task writes nothing more."""
     history: Sequence[Event] = ()
+    values = ""
+    """The hash of the task's own values, when it has some."""
+    instance: Program | None = None
+    """The program on these, when they are not the ones in force."""
+    begun_by = ""
+    """The code version of the attempt before this one."""
     recorder: Recorder | None = None
     _scope: Scope | None = None
     thread: asyncio.Future[Any] | None = None
     task: asyncio.Task[None] | None = None
 
-    def __init__(self, seat: Seat, delivery: Delivery, puller: Puller, program: str, started: float, expires: float):
+    def __init__(self, seat: Seat, delivery: Delivery, puller: Slots, program: str, started: float, expires: float):
         self.seat, self.delivery, self.puller, self.program = seat, delivery, puller, program
         self.started, self.expires = started, expires
         self.id = str(delivery.position)
@@ -75,7 +84,8 @@ class Run:
     def claim(self) -> TaskClaimed:
         """The event that says that this attempt has the task."""
         seat = self.seat
-        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=seat.assignment, code=seat.code)
+        values = self.values or seat.assignment
+        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code)
 
     def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, behind the claim when the log does not have it yet."""
@@ -103,6 +113,11 @@ class Run:
     def limit(self) -> int:
         """The largest result that can be recorded, in bytes."""
         return self.seat.limit
+
+    @property
+    def lenient(self) -> bool:
+        """Whether a record counts although the code asks for it otherwise now."""
+        return self.seat.lenient
 
     @property
     def branches(self) -> set[asyncio.Task[Any]]:

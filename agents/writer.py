@@ -16,12 +16,12 @@ from dspex.core.errors import DspexError
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed
 from dspex.core.ports import Appended, Conflict
 
-__all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing"]
+__all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing", "size_of"]
 
 MAX_COMMIT = 256 << 10
 """Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""
 RECORD = 512
-"""Bytes that a record takes beside its result."""
+"""Bytes that a record takes beside its request and result."""
 BEHIND = 0.02
 """Seconds that a record may wait for a companion before it is written although nothing asks for it."""
 
@@ -71,7 +71,7 @@ class Writer:
         """Take a record; it is written when somebody flushes, or with the end of the run."""
         self._pending.append(payload)
         self._added += 1
-        self.size += _size(payload)
+        self.size += size_of(payload)
 
     def write_soon(self) -> None:
         """See that what was added is written, although nobody should ask for it."""
@@ -129,8 +129,8 @@ class Writer:
         batch, self._pending = self._pending, []
         if self.size > MAX_COMMIT and len(batch) > 1:
             fits = size = 0
-            while not fits or size + _size(batch[fits]) <= MAX_COMMIT:
-                size += _size(batch[fits])
+            while not fits or size + size_of(batch[fits]) <= MAX_COMMIT:
+                size += size_of(batch[fits])
                 fits += 1
             batch, self._pending = batch[:fits], batch[fits:]
             self.size -= size
@@ -159,9 +159,9 @@ class Writer:
             self.write_soon()
 
 
-def _size(payload: Payload) -> int:
+def size_of(payload: Payload) -> int:
     """About how many bytes a payload takes in a commit."""
     if not isinstance(payload, EffectRecorded):
         return RECORD
-    size = RECORD + len(bytes(payload.result))
+    size = RECORD + len(bytes(payload.request)) + len(bytes(payload.result))
     return size + 4 * sum(len(str(value)) for value in payload.arguments) if payload.arguments else size
