@@ -25,20 +25,24 @@ from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
+from dspex.agents.registered import log_of, served_log
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
 from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentStarted
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.ports import Log
+from dspex.core.subjects import aggregate
 from dspex.store.archive import MAX_GROUP, Archive, set_aside
 from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import Mended, examine
+from dspex.store.served import ServedLog
 from dspex.store.verify import Report
 
 __all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main", "known_log"]
@@ -60,7 +64,8 @@ LOOK = 1.0
 
 @dataclass(frozen=True)
 class ArchivistSpec:
-    """What an archivist is to be. `file` is the archive; nobody else opens it for writing."""
+    """What an archivist is to be. `file` is the archive; nobody else opens it for writing. `served`: a log process owns
+    the log; `is_log`: and `file` is that log, so that there are only views to keep."""
 
     name: str
     url: str
@@ -70,6 +75,8 @@ class ArchivistSpec:
     replicas: int = 3
     bounds: Bounds = field(default_factory=Bounds)
     known: streams.Known | None = None
+    served: bool = False
+    is_log: bool = False
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,7 +101,7 @@ def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
 class _Archivist:
     def __init__(self, link: Link, life: Life, spec: ArchivistSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
@@ -117,12 +124,11 @@ class _Archivist:
         client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
         try:
-            epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
+            log = await self._log(client)
         except LogCorrupt as error:
             self.link.send({"refused": str(error)})
             return EXIT_REFUSED
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
-        log = JetStreamLog(client, self.subjects, epoch)
         service = Service(
             client, name=f"{self.spec.prefix}-archivist", id=self.spec.name, version=VERSION,
             description="keeps the archive of the log", data=self._stats,
@@ -135,7 +141,13 @@ class _Archivist:
             service.stop()
         return self.status
 
-    async def _lead(self, client: Client, service: Service, log: JetStreamLog) -> None:
+    async def _log(self, client: Client) -> JetStreamLog | ServedLog:
+        """The log, in JetStream or with a log process, which may be about to begin."""
+        if self.spec.served:
+            return await served_log(client, self.subjects)
+        return await log_of(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
+
+    async def _lead(self, client: Client, service: Service, log: Log) -> None:
         """Hold the lease, and archive until it is lost."""
         lease = Lease(client, self.subjects, "archivist", self.spec.name)
         await lease.acquire()
@@ -162,9 +174,9 @@ class _Archivist:
 
     # -- archiving
 
-    async def _archive(self, client: Client, log: JetStreamLog) -> None:
+    async def _archive(self, client: Client, log: Log) -> None:
         """Follow the log; when that cannot be, say why and try again, and between tries do what is asked."""
-        aside = await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
+        aside = None if self.spec.is_log else await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
         if aside:
             logger.warning("%s was the archive of another log; it is kept as %s", self.spec.file, aside.name)
         while True:
@@ -180,22 +192,21 @@ class _Archivist:
                 wanted, answer = job.result()  # type: ignore[misc]
                 await self._work(client, log, wanted, answer)
 
-    async def _follow(self, client: Client, log: JetStreamLog) -> None:
+    async def _follow(self, client: Client, log: Log) -> None:
         """Archive until the log or the file gives trouble; then wait a little."""
         archive: Archive | None = None
         try:
-            archive = self.archive = await Archive.open(self.spec.file, epoch=log.epoch, subjects=self.subjects)
-            forgetting = Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot)
+            is_log = self.spec.is_log
+            archive = self.archive = await Archive.open(
+                self.spec.file, epoch=log.epoch, subjects=self.subjects, readonly=is_log
+            )
             self.back.clear()
             await archive.check(log)
             self.trouble = ""
-            working = [
-                asyncio.create_task(work)
-                for work in (
-                    archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
-                    self.back.wait(),
-                )
-            ]  # fmt: skip
+            work = [self.projecting.go_on(archive), archive.watch() if is_log else archive.follow(log, self._rest)]
+            if isinstance(log, JetStreamLog):
+                work.append(Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot).go_on())
+            working = [asyncio.create_task(each) for each in (*work, self._until_back())]
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -207,7 +218,7 @@ class _Archivist:
                     task.cancel()
                 await asyncio.gather(*working, return_exceptions=True)
         except asyncio.CancelledError:
-            if self.stopping.is_set() and archive is not None and not self.trouble:
+            if self.stopping.is_set() and archive is not None and not self.trouble and not self.spec.is_log:
                 await self._last_group(archive, log)
             raise
         except LogError as error:
@@ -221,19 +232,22 @@ class _Archivist:
             self.archive = None
         await asyncio.sleep(LOOK)
 
-    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
+    def _rest(self, cost: float) -> float:
+        return self.pace.rest(cost, SHARE)
+
+    async def _until_back(self) -> None:
+        await self.back.wait()
+
+    async def _last_group(self, archive: Archive, log: Log) -> None:
         """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
         with suppress(LogError, TimeoutError):
             async with asyncio.timeout(LAST):
                 await archive.add(await log.scan(archive.position, MAX_GROUP), log)
 
-    def _rest(self, cost: float) -> float:
-        return self.pace.rest(cost, SHARE)
-
     def _forgot(self, count: int) -> None:
         self.forgotten += count
 
-    async def _look(self, log: JetStreamLog) -> None:
+    async def _look(self, log: Log) -> None:
         while True:
             try:
                 self.head = await log.head()
@@ -260,11 +274,11 @@ class _Archivist:
         request.respond(msgspec.json.encode({"report": report, "mended": mended}))
 
     async def _work(
-        self, client: Client, log: JetStreamLog, wanted: _Wanted, answer: asyncio.Future[tuple[Report, Mended]]
+        self, client: Client, log: Log, wanted: _Wanted, answer: asyncio.Future[tuple[Report, Mended]]
     ) -> None:
         """Verify, while nobody writes; and mend, if that is wanted and needed."""
         try:
-            restored = await streams.restored_to(client, self.subjects)
+            restored = await streams.restored_to(client, self.subjects) if isinstance(log, JetStreamLog) else 0
             report, mended = await examine(
                 self.spec.file, log, mend=wanted.repair, against_log=wanted.against_log, restored=restored
             )

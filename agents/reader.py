@@ -50,13 +50,16 @@ class _Mentions(msgspec.Struct):
 class Reader:
     """Answers the log's doors."""
 
-    def __init__(self, client: Client, log: Log, subjects: Subjects, service: Service) -> None:
-        self._client, self._log, self._subjects = client, log, subjects
+    def __init__(
+        self, client: Client, log: Log, subjects: Subjects, service: Service, kind: str = "jetstream"
+    ) -> None:
+        self._client, self._log, self._subjects, self._kind = client, log, subjects, kind
         for verb, handler in (("read", self.read), ("tail", self.tail), ("head", self.head)):
             service.serve(Endpoint(f"log-{verb}", subjects.log(verb), handler))
 
     async def head(self, request: Request) -> None:
-        request.respond(msgspec.json.encode({"epoch": self._log.epoch, "head": await self._log.head()}))
+        said = {"epoch": self._log.epoch, "head": await self._log.head(), "log": self._kind}
+        request.respond(msgspec.json.encode(said))
 
     async def read(self, request: Request) -> None:
         request.respond(await self._page(_query(request.data)))
@@ -147,12 +150,13 @@ class Reader:
         named, known = await self._mentions(program, int(task))
         story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):
-            after = known
-            while len(found := await self._log.scan(after, 1000, self._subjects.door(kind, program))) > 0:
-                story += [entry for entry in found if _names(entry.body, task)]
-                after = found[-1].position
-                if len(found) < 1000 or len(story) > MAX_OUTCOMES:
-                    break
+            for subject in self._subjects.filters(kind, program):
+                after = known
+                while len(found := await self._log.scan(after, 1000, subject)) > 0:
+                    story += [entry for entry in found if _names(entry.body, task)]
+                    after = found[-1].position
+                    if len(found) < 1000 or len(story) > MAX_OUTCOMES:
+                        break
         return sorted(story, key=lambda entry: entry.position)
 
     async def _mentions(self, program: str, task: int) -> tuple[list[int], int]:

@@ -24,6 +24,7 @@ from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.forking import begin_fork
 from dspex.agents.recorder import Suspended
+from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
@@ -67,21 +68,21 @@ MAX_SIDE = 1024
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    Tasks up to the position `restored` came from an archive, and those stored before `since` (seconds since the epoch)
-    are older than the consumer that delivers them: that they are delivered for the first time says nothing.
+    `place` is where its tasks are. Those up to its position `restored` came from an archive, and those stored before
+    its `since` are older than the consumer that delivers them: that they are delivered for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0, since: float = 0.0,
+        on_worn: Callable[[str], None], place: Registered,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.restored, self._since = restored, since
+        self.place = place
         self.results = Results(client, log, subjects, self.name)
         self.running: dict[int, Run] = {}
         self.stuck = 0
@@ -117,17 +118,17 @@ class Worker:
     def start(self, on_missing: Callable[[], None]) -> None:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         self.keep_time()
-        stream, few = self.subjects.stream, max(1, self._slots // 4)
-        tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
+        stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
+        tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
         wakes = Puller(
-            self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
+            self.client, self.subjects.timers(self.name), consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
-            lambda it: self._spawn(self._signal(it, signals), bounded=False),
+            lambda it: self._spawn(self._signal(it, signals), bounded=False), kind,
         )  # fmt: skip
-        tasks.since = self._since
+        tasks.since = self.place.since
         self._pullers = [tasks, wakes, signals]
         for puller in self._pullers:
             puller.on_missing = on_missing
@@ -177,11 +178,11 @@ class Worker:
         """A sleeping task may go on."""
         woken = None
         try:
-            woken = await self.waiting.woken(wake)
+            woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
             if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
-                woken = await self.waiting.woken(wake)
+                woken = await self.waiting.woken(wake, self.code)
         except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
@@ -242,7 +243,8 @@ class Worker:
             input = (run.instance or self.program).decode(message.data)
             key = h.key_of(headers) if headers else None
             if key is not None:
-                owner = await keys.bind(self.log, self.name, key, run.id, self.source)
+                tenant = self.subjects.tenant_of(message.subject)
+                owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return
@@ -274,7 +276,7 @@ class Worker:
         """Whether the log may have something of the task already."""
         delivery = run.delivery
         return (
-            delivery.delivered > 1 or delivery.position <= self.restored or delivery.position in self._cancelled
+            delivery.delivered > 1 or delivery.position <= self.place.restored or delivery.position in self._cancelled
             or delivery.stored_at <= run.puller.since
         )  # fmt: skip
 

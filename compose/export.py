@@ -39,7 +39,7 @@ async def export(
     for query in queries if wanted else [{}]:
         _take(found, [event async for event in source.events(**query)])
     entries = [_entry(position, shown, subjects) for position, shown in sorted(found.items())]
-    return import_entries(path, [entry for entry in entries if entry], epoch="", subjects=subjects)
+    return import_entries(path, [entry for entry in entries if entry], epoch="")
 
 
 def _take(found: dict[int, list[dict[str, Any]]], shown: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["restore", "verify"]
 
-ARCHIVE = "archive.db"
+ARCHIVE, LOG_FILE = "archive.db", "log.db"
 MAX_SHOWN = 10
 PATIENCE = 3600.0
 
@@ -33,15 +33,20 @@ PATIENCE = 3600.0
 def verify(options: Options, file: Path | None, against_log: bool, repair: bool) -> int:
     """Check every row of an archive against the chain of checksums and the head kept beside it.
 
-    FILE is an archive, by default that of the data folder. Names what is wrong; exit code 1 when something is.
+    FILE is an archive, a log in SQLite or an export; by default the archive of the data folder, or its log when that is
+    in SQLite. Names what is wrong; exit code 1 when something is.
     --repair and --against-log need the log: of the system that runs, or of the data folder when none does.
     """
     from dspex.store.verify import verify as check
 
     settings = options.settings()
     own = settings.data / ARCHIVE
+    if not own.is_file() and (settings.data / LOG_FILE).is_file():
+        own = settings.data / LOG_FILE
     place = file or own
-    _refuse_export(place)
+    _refuse_old(place)
+    if (against_log or repair) and place.name == LOG_FILE:
+        raise click.UsageError(f"{place} is the log itself: there is nothing to compare it with, or to mend it from")
     if not (against_log or repair):
         report = check(place)
         _show(options, report, [], [])
@@ -52,8 +57,8 @@ def verify(options: Options, file: Path | None, against_log: bool, repair: bool)
     return 0 if report.ok or mended else 1
 
 
-def _refuse_export(file: Path) -> None:
-    """Raise UsageError for what `dspex export` wrote: a log, which has no checksums to verify."""
+def _refuse_old(file: Path) -> None:
+    """Raise UsageError for what an older `dspex export` wrote: it has no checksums to verify."""
     import sqlite3
     from contextlib import closing
 
@@ -65,13 +70,14 @@ def _refuse_export(file: Path) -> None:
     except sqlite3.Error:
         return  # damaged: verifying it says how
     if columns and "chain" not in columns:
-        raise click.UsageError(f"{file} is an export, or another SQLite log, and no archive; it has no checksums")
+        raise click.UsageError(f"{file} was exported by an older dspex, before rows had checksums")
 
 
 def _with_log(options: Options, settings: Settings, file: Path, against_log: bool, repair: bool) -> Found:
     """Verify with the log at hand: of the system that runs, else of the data folder's own server, started for it."""
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.core.errors import ConnectionFailed
 
     own = file.absolute() == (settings.data / ARCHIVE).absolute()
@@ -82,8 +88,9 @@ def _with_log(options: Options, settings: Settings, file: Path, against_log: boo
             raise ConnectionFailed(f"{error}; --repair and --against-log need the log") from None
     folder = Folder(settings.data)
     try:
-        with Server(folder.path / "server", durability="power") as server:
-            return options.run(_of_server(server.url, settings.prefix, file, against_log, repair))
+        access, credentials = operator_of(folder.path)
+        with Server(folder.path / "server", durability="power", access=access) as server:
+            return options.run(_of_server(server.url, settings.prefix, credentials, file, against_log, repair))
     finally:
         folder.close()
 
@@ -108,21 +115,24 @@ async def _of_system(options: Options, file: Path, own: bool, against_log: bool,
         return await _beside(caller.client, caller.subjects, file, against_log, repair)
 
 
-async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repair: bool) -> Found:
+async def _of_server(
+    url: str, prefix: str, credentials: str | None, file: Path, against_log: bool, repair: bool
+) -> Found:
     from dspex.bus.client import Client
-    from dspex.core.subjects import Subjects
+    from dspex.bus.identity import subjects_of
 
-    async with await Client.connect(url, name="dspex verify", wait=10.0) as client:
-        return await _beside(client, Subjects(prefix), file, against_log, repair)
+    async with await Client.connect(url, name="dspex verify", wait=10.0, credentials=credentials) as client:
+        return await _beside(client, subjects_of(prefix, credentials), file, against_log, repair)
 
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
-    from dspex.bus.streams import ensure_log, restored_to
+    from dspex.agents.registered import log_of
+    from dspex.bus.streams import restored_to
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
-    log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
-    restored = await restored_to(client, subjects)
+    log = await log_of(client, subjects)
+    restored = await restored_to(client, subjects) if isinstance(log, JetStreamLog) else 0
     report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost
 
@@ -164,6 +174,7 @@ def restore(options: Options, file: Path, replace: bool) -> int:
     from dspex.bus.blocks import stream_folder
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.compose.settings import load_settings
     from dspex.core.errors import LogError
     from dspex.core.subjects import Subjects
@@ -179,14 +190,15 @@ def restore(options: Options, file: Path, replace: bool) -> int:
     folder = Folder(settings.data)
     try:
         place = folder.path / "server"
+        access, credentials = operator_of(folder.path)
         old = stream_folder(place, Subjects(settings.prefix).stream)
         if old and replace:
             first = check(file).first
             if first:
                 raise LogError(f"{file} is not right, so nothing is put aside for it: {first.what}")
             click.echo(f"the log that was there is kept as {old.replace(_aside(place))}", err=True)
-        with Server(place, durability="power") as server:
-            work = _restore(options, file, server.url, settings.prefix, None, taken=bool(old) and not replace)
+        with Server(place, durability="power", access=access) as server:
+            work = _restore(options, file, server.url, settings.prefix, credentials, taken=bool(old) and not replace)
             return options.run(work)
     finally:
         folder.close()
@@ -205,15 +217,18 @@ async def _restore(
     """`taken` says that the server has a folder for the log already, whether or not it could load it."""
     from dspex.agents.restoring import restore as rebuild
     from dspex.bus.client import Client
-    from dspex.bus.streams import jetstream_api
+    from dspex.bus.identity import subjects_of
+    from dspex.bus.streams import has_stream, jetstream_api
     from dspex.core.errors import LogError
-    from dspex.core.subjects import Subjects
 
+    subjects = subjects_of(prefix, credentials)
     client = await Client.connect(url, name="dspex restore", credentials=credentials)
     try:
-        if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{Subjects(prefix).stream}"):
+        if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{subjects.stream}"):
             raise LogError("there is a log that the server cannot load; --replace puts it aside and takes its place")
-        last = await rebuild(file, client, Subjects(prefix))
+        if await has_stream(client, subjects.queue_stream):
+            raise LogError(f"a log process owns the log of {prefix} on this server; nothing is put in its place")
+        last = await rebuild(file, client, subjects)
     finally:
         await client.close()
     if options.json:

@@ -10,7 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "PARENT", "REPLY", "TASK", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of", "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "TASK", "TIME", "WAIT", "deadline_of", "fork_of", "key_of",
+    "reply_of", "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -29,7 +30,14 @@ WAIT = "Dspex-Wait"
 REPLY = "Dspex-Reply"
 """Where the answer of an ask goes; an agent adds it when it stores the submission."""
 
+TIME = "Dspex-Time"
+"""On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
+KNOWN = "Dspex-Known"
+"""On a task in a log process's queue: it may have been delivered before."""
+
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+REQUEST_INFO = "Nats-Request-Info"
+"""Which account a request is from: the server says it of every request from another account."""
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 

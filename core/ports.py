@@ -1,6 +1,6 @@
 """The protocols that the outside must satisfy: a log to write to, a connection to talk through.
 
-Every implementation of a port passes the port's suite in `tests/contracts`.
+Every implementation of a port passes the port's suite in `dspex.store.contract`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from msgspec import Struct
 
 from dspex.core.events import Event, Head
 
-__all__ = ["Appended", "Conflict", "Connection", "Entry", "Log", "Message", "Subscription"]
+__all__ = [
+    "Appended", "Backend", "Conflict", "Connection", "Entry", "Log", "Message", "Stored", "Subscription", "Taken",
+]  # fmt: skip
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One message of the log: a commit or a door message. `time` is when it was stored, seconds since the epoch."""
 
     position: int
@@ -35,6 +37,20 @@ class Conflict(Struct, frozen=True):
     """The aggregate is not where the writer thought; nothing was written; `head` is where it stands."""
 
     head: Head
+
+
+class Stored(Struct, frozen=True):
+    """A row is in the log, at this position, since this time in seconds since the epoch."""
+
+    position: int
+    time: float
+
+
+class Taken(Struct, frozen=True):
+    """The subject's newest row is not where the writer thought, but at this position (0: there is none); nothing was
+    written."""
+
+    position: int
 
 
 class Log(Protocol):
@@ -83,6 +99,20 @@ class Log(Protocol):
 
     async def close(self) -> None:
         """Give back what the log holds open. Closing twice is fine."""
+
+
+class Backend(Log, Protocol):
+    """A log that a log process can own and serve to a whole system: it also takes rows as they came from the bus."""
+
+    def put(
+        self, subject: str, body: bytes, headers: Mapping[str, str], expected: int | None = None
+    ) -> Awaitable[Stored | Taken]:
+        """Write these bytes as they are, if the subject's newest row still stands at `expected` (None: in any case).
+
+        Called many times before the first result is awaited; positions follow the order of the calls. The result is
+        there when the row is as durable as the log was opened for. Raises LogError, at once or when awaited, when
+        nothing was written; a write that failed leaves no part of itself.
+        """
 
 
 class Message(Protocol):

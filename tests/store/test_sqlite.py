@@ -16,15 +16,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.core.codec import decode_commit
-from dspex.core.errors import LogError
+from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
-from dspex.store import SqliteLog
+from dspex.store import Archive, SqliteLog
+from dspex.store.contract import BackendContract, commit, positions, put
+from dspex.store.export import import_entries
 from dspex.store.sqlite import Durability
+from dspex.store.verify import verify
 
 TASK = "task.qabot.1"
 
@@ -45,13 +47,13 @@ class File:
         pass
 
 
-class TestSqlitePower(LogContract):
+class TestSqlitePower(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "power")
 
 
-class TestSqliteProcess(LogContract):
+class TestSqliteProcess(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "process")
@@ -124,7 +126,7 @@ async def test_the_log_is_free_again_after_close(path: Path) -> None:
 async def test_durability_decides_about_fsync(path: Path, durability: Durability, level: int) -> None:
     log = await SqliteLog.open(path, durability=durability)
     assert log._writer is not None
-    ((found,),) = await log._writer.execute_fetchall("PRAGMA synchronous")
+    ((found,),) = log._writer.execute("PRAGMA synchronous").fetchall()
     assert found == level
     await log.close()
 
@@ -146,7 +148,7 @@ async def test_what_waits_is_written_before_closing(path: Path) -> None:
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_text("dear diary, " * 1000)
-    with pytest.raises(LogError, match=r"cannot open the log .*log\.db: file is not a database"):
+    with pytest.raises(LogError, match=r"cannot open .*log\.db: file is not a database"):
         await SqliteLog.open(path)
     assert path.read_text() == "dear diary, " * 1000
 
@@ -157,7 +159,7 @@ async def test_another_programs_database_is_refused_and_left_alone(path: Path) -
         other.commit()
     before = path.read_bytes()
     for readonly in (False, True):
-        with pytest.raises(LogError, match=r"log\.db is no dspex log"):
+        with pytest.raises(LogError, match=r"log\.db is no log of dspex"):
             await SqliteLog.open(path, readonly=readonly)
     assert path.read_bytes() == before
 
@@ -173,7 +175,7 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
 
 async def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogError, match="cannot write the log"):
+    with pytest.raises(LogError, match="cannot be used: Not a directory"):
         await SqliteLog.open(tmp_path / "file" / "log.db")
 
 
@@ -209,7 +211,7 @@ async def test_more_than_the_queue_holds_is_written_all_the_same(path: Path) -> 
 
 
 async def test_heads_that_were_forgotten_are_looked_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspex.store.sqlite._HEADS_KEPT", 3)
+    monkeypatch.setattr("dspex.store.sqlite.HEADS_KEPT", 3)
     log = await SqliteLog.open(path, durability="process")
     heads = {name: await put(log, name, count=2) for name in (f"task.qabot.{i}" for i in range(10))}
     for name, head in heads.items():
@@ -225,8 +227,8 @@ _WRITER = """
     import asyncio, sys
     from dspex.core.events import Head
     from dspex.core.ports import Appended
-    from dspex.store import SqliteLog
-    from tests.contracts.log_contract import commit
+    from dspex.store import Archive, SqliteLog
+    from dspex.store.contract import commit
 
     async def main():
         log = await SqliteLog.open(sys.argv[1], durability=sys.argv[2])
@@ -319,8 +321,8 @@ async def test_only_the_appends_that_did_not_fit_fail(path: Path) -> None:
     log = await SqliteLog.open(path)
     head = await put(log, TASK)
     assert log._writer is not None
-    ((pages,),) = await log._writer.execute_fetchall("PRAGMA page_count")
-    await log._writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 20}")
+    ((pages,),) = log._writer.execute("PRAGMA page_count").fetchall()
+    log._writer.execute(f"PRAGMA max_page_count = {pages + 20}")
     small = [f"task.qabot.{i}" for i in range(2, 12)]
     large = [f"task.qabot.{i}" for i in range(12, 15)]
     results = await asyncio.gather(
@@ -333,10 +335,87 @@ async def test_only_the_appends_that_did_not_fit_fail(path: Path) -> None:
     assert "full" in str(results[5])
     for name in large:
         assert await log.read(name) == []
-    await log._writer.execute_fetchall("PRAGMA max_page_count = 1000000")
+    log._writer.execute("PRAGMA max_page_count = 1000000")
     for name in large:
         await put(log, name)
     await put(log, TASK, head=head)
     everything = positions(await log.scan(0))
     assert everything == list(range(1, 16))
     await log.close()
+
+
+# -- rows that were there
+
+
+async def _cut(path: Path, durability: Durability) -> None:
+    """A log whose newest rows were acknowledged and never reached the disk."""
+    log = await SqliteLog.open(path, durability=durability)
+    await put(log, TASK, count=9)
+    await log.close()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("DELETE FROM log WHERE position > 5")
+        file.commit()
+
+
+async def test_what_a_loss_of_power_took_becomes_a_gap_and_its_positions_are_never_given_again(path: Path) -> None:
+    await _cut(path, "process")
+    for _ in range(2):
+        log = await SqliteLog.open(path, durability="process")
+        assert positions(await log.scan(0)) == [1, 2, 3, 4, 5]
+        await log.close()
+    log = await SqliteLog.open(path, durability="process")
+    (last,) = [await log.last(TASK)]
+    assert last is not None and last.position == 5
+    head = await put(log, TASK, head=Head(5, 5))
+    assert head == Head(6, 10)
+    await log.close()
+    report = verify(path)
+    assert report.ok and [(gap.first, gap.last) for gap in report.gaps] == [(6, 9)]
+    log = await SqliteLog.open(path)
+    assert positions(await log.scan(0)) == [1, 2, 3, 4, 5, 10]
+    await log.close()
+
+
+async def test_a_tail_that_was_flushed_and_is_gone_is_refused(path: Path) -> None:
+    await _cut(path, "power")
+    with pytest.raises(LogCorrupt, match="ends at 5 and its head is at 9"):
+        await SqliteLog.open(path)
+    assert not verify(path).ok
+
+
+# -- one format for logs, archives and exports
+
+
+async def test_an_archive_is_a_log_to_go_on_with(tmp_path: Path, path: Path) -> None:
+    log = await SqliteLog.open(path, durability="process")
+    await put(log, TASK, count=3)
+    archive = await Archive.open(tmp_path / "archive.db", epoch=log.epoch)
+    await archive.add(await log.scan(0))
+    await archive.close()
+    other = await SqliteLog.open(tmp_path / "archive.db")
+    assert other.epoch == log.epoch and await other.scan(0) == await log.scan(0)
+    head = await put(other, TASK, head=Head(3, 3))
+    assert head == Head(4, 4)
+    await other.close()
+    await log.close()
+    assert verify(tmp_path / "archive.db").ok and verify(path).ok
+
+
+async def test_an_export_is_verified_by_itself_and_says_what_was_left_out(tmp_path: Path, path: Path) -> None:
+    log = await SqliteLog.open(path, durability="process")
+    await put(log, TASK, count=6)
+    entries = [entry for entry in await log.scan(0) if entry.position in (2, 5)]
+    await log.close()
+    export = tmp_path / "export.db"
+    assert import_entries(export, entries, epoch="e") == 2
+    report = verify(export)
+    assert report.ok and [(gap.first, gap.last, gap.reason) for gap in report.gaps] == [
+        (1, 1, "left out of this export"), (3, 4, "left out of this export")
+    ]  # fmt: skip
+    reader = await SqliteLog.open(export, readonly=True)
+    assert await reader.scan(0) == entries
+    await reader.close()
+    with closing(sqlite3.connect(export)) as file:
+        file.execute("DELETE FROM log WHERE position = 5")
+        file.commit()
+    assert not verify(export).ok
