@@ -233,12 +233,6 @@ class _Archivist:
             self.archive = None
         await asyncio.sleep(LOOK)
 
-    async def _last_group(self, archive: Archive, log: JetStreamLog) -> None:
-        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
-        with suppress(LogError, TimeoutError):
-            async with asyncio.timeout(LAST):
-                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
-
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)
 
