@@ -135,6 +135,10 @@ def test_a_folder_keeps_to_its_log(shell: Shell, tmp_path: Path) -> None:
     (data / "log").write_text("sqlite")
     refused = other("up", "talk.py", "--data", str(data))
     assert refused.code == 2 and "has its log in sqlite; start with --log sqlite" in refused.err
+    (tmp_path / "dspex.toml").write_text('log = "sqlite"\n[retention]\nage = "30d"\n[programs.talk]\napp = "talk.py"\n')
+    forgets = other("up")
+    assert forgets.code == 2 and "is its own archive and forgets nothing: take [retention] out" in forgets.err
+    (tmp_path / "dspex.toml").unlink()
     unknown = other("up", "talk.py", "--log", "papyrus")
     assert unknown.code == 2 and "there is no log 'papyrus' here; there are jetstream, sqlite" in unknown.err
 
