@@ -101,8 +101,9 @@ class Waiting:
             await asyncio.sleep(0.25)
         raise LogError(f"the timers' stream did not take {subject}")
 
-    async def woken(self, wake: Delivery) -> Woken | None:
-        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere."""
+    async def woken(self, wake: Delivery, code: str) -> Woken | None:
+        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere. `code` is
+        ours: who has a task for other code may have no delivery of it, so its wakes must not be lost."""
         task = _named(wake.message.data).get("task")
         if not (isinstance(task, str) and task.isdecimal() and len(task) < 19):
             return None
@@ -112,7 +113,8 @@ class Waiting:
         state = await self.state(str(entry.position))
         # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
         # an agent that died after it had claimed it.
-        if state.ended or (wake.delivered == 1 and state.status != "sleeping"):
+        foreign = entry.headers.get(h.CODE, code) != code
+        if state.ended or (wake.delivered == 1 and state.status != "sleeping" and not foreign):
             return None
         return Woken(entry, wake)
 

@@ -119,9 +119,7 @@ class Worker:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         self.keep_time()
         stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
-        tasks = Puller(
-            self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind
-        )  # fmt: skip
+        tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
         wakes = Puller(
             self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
@@ -180,11 +178,11 @@ class Worker:
         """A sleeping task may go on."""
         woken = None
         try:
-            woken = await self.waiting.woken(wake)
+            woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
             if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
-                woken = await self.waiting.woken(wake)
+                woken = await self.waiting.woken(wake, self.code)
         except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()

@@ -137,6 +137,11 @@ class Caller:
         reply = await self._request(door, msgspec.json.encode(body), 10.0, fields)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
+    async def log_head(self) -> dict[str, Any]:
+        """Which log this is, and where it ends: `{"epoch", "head", "log"}`; `log` names the backend."""
+        reply = await self._request(self.subjects.log("head"), b"", 5.0, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:
         """One page of the log: `{"epoch", "events", "next", "head"}`. `wait` seconds for something new (tail)."""
         verb = "read" if wait is None else "tail"

@@ -261,11 +261,13 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
 
 async def _served(caller: Caller) -> str:
     """What is to be said of a log that a log process owns; "" when it is in JetStream, or nobody answers."""
-    import json
+    from dspex.core.errors import TaskError
 
-    reply = await caller.client.request(caller.subjects.log("head"), b"")
-    answer = json.loads(reply.data) if reply.data and not reply.status else {}
-    if answer.get("log", "jetstream") == "jetstream":
+    try:
+        answer = await caller.log_head()
+    except TaskError:  # nobody serves it
+        return ""
+    if answer["log"] == "jetstream":
         return ""
     return f"{answer['log']}, owned by a log process: {answer['head']:,} rows; it is its own archive"
 
