@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from msgspec import Raw, Struct, field
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head",
-    "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed",
-    "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskRetried", "TaskSleeping", "TaskSubmitted",
+    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskClaimed",
+    "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskRetried", "TaskSleeping",
+    "TaskSubmitted",
     "UnknownEvent",
 ]  # fmt: skip
 
@@ -31,12 +32,25 @@ class Payload(Struct, frozen=True, kw_only=True):
     schema: ClassVar[int] = 1
 
 
+class Held(Struct, frozen=True, omit_defaults=True):
+    """Where a value is that is not in its event as it stands: `sealed` with the key of this name (base64 of nonce and
+    ciphertext), or in the object store as the `blob` of this SHA-256 and `size` in bytes, or both: then the blob is
+    what is sealed. It stands beside the value and never in its place, so no value can be taken for one."""
+
+    key: str = ""
+    sealed: str = ""
+    blob: str = ""
+    size: int = 0
+
+
 class TaskSubmitted(Payload, frozen=True, kw_only=True):
-    """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON."""
+    """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON; of a sealed
+    one it is what is open."""
 
     program: str
     input: Raw
     headers: dict[str, str] = field(default_factory=dict)
+    held: Held | UnsetType = UNSET
 
 
 class OutcomeReported(Payload, frozen=True, kw_only=True):
@@ -51,6 +65,17 @@ class SignalSent(Payload, frozen=True, kw_only=True):
 
     program: str
     signal: Raw
+    held: Held | UnsetType = UNSET
+
+
+class InputSealed(Payload, frozen=True, kw_only=True):
+    """A private input that came in the open, kept here sealed: its message is erased when the task has ended. `input`
+    is what is open of it, `headers` and `stored` (seconds since the epoch) are those of the message."""
+
+    input: Raw
+    held: Held
+    stored: float
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
@@ -74,6 +99,7 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     error: str = ""
     arguments: list[str | int | float | bool | None] = field(default_factory=list)
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskSleeping(Payload, frozen=True, kw_only=True):
@@ -93,6 +119,7 @@ class TaskRetried(Payload, frozen=True, kw_only=True):
     message: str
     until: float
     clean: bool = False
+    held: Held | UnsetType = UNSET
 
 
 class SignalReceived(Payload, frozen=True, kw_only=True):
@@ -101,6 +128,7 @@ class SignalReceived(Payload, frozen=True, kw_only=True):
     name: str
     position: int
     value: Raw
+    held: Held | UnsetType = UNSET
 
 
 class TaskCompleted(Payload, frozen=True, kw_only=True):
@@ -108,6 +136,7 @@ class TaskCompleted(Payload, frozen=True, kw_only=True):
 
     output: Raw
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskFailed(Payload, frozen=True, kw_only=True):
@@ -119,6 +148,7 @@ class TaskFailed(Payload, frozen=True, kw_only=True):
     message: str
     detail: str = ""
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskDuplicate(Payload, frozen=True, kw_only=True):
@@ -133,6 +163,14 @@ class TaskDeadLettered(Payload, frozen=True, kw_only=True):
 
     attempts: int
     reason: str
+
+
+class TaskForgotten(Payload, frozen=True, kw_only=True):
+    """Somebody had what a task holds forgotten: its keys are destroyed, and the objects that only it names."""
+
+    task: str
+    actor: str
+    reason: str = ""
 
 
 class KeyBound(Payload, frozen=True, kw_only=True):
@@ -189,7 +227,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping,
         TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, KeyBound, ProgramRegistered,
-        AgentStarted, AgentStopped, AgentCrashed,
+        InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

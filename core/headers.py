@@ -9,7 +9,7 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY",
-    "TASK", "WAIT", "deadline_of", "key_of", "wait_of",
+    "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "wait_of",
 ]
 
 KEY = "Dspex-Key"
@@ -22,6 +22,9 @@ TASK = "Dspex-Task"
 WAIT = "Dspex-Wait"
 REPLY = "Dspex-Reply"
 """Where the answer of an ask goes; an agent adds it when it stores the submission."""
+
+SEALED = "Dspex-Sealed"
+"""The name of the key that a stored body is sealed with; such a body is `{"open": {…}, "sealed": "…"}`."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 ERROR_CODE = "Nats-Service-Error-Code"

@@ -108,6 +108,24 @@ class Subjects:
         """What the archivist is asked to do with its archive."""
         return f"{self.prefix}.archive.{verb}"
 
+    @property
+    def bucket(self) -> str:
+        """The NATS object store of large values."""
+        return self.prefix
+
+    @property
+    def key_stream(self) -> str:
+        """The stream of the keys that private values are sealed with; never archived."""
+        return f"{self.stream}_KEYS"
+
+    def key(self, name: str) -> str:
+        """Where a key stands."""
+        return f"{self.prefix}.key.{name}"
+
+    def privacy(self, verb: str) -> str:
+        """What is asked about private values: `forget`."""
+        return f"{self.prefix}.privacy.{verb}"
+
     def registry(self, verb: str) -> str:
         """How agents make their program known to the registrar."""
         return f"{self.prefix}.registry.{verb}"

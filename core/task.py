@@ -11,6 +11,7 @@ from msgspec import Raw
 from dspex.core.events import (
     Event,
     Head,
+    InputSealed,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -64,7 +65,7 @@ def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:
 
 def _evolve(state: TaskState, event: Event) -> TaskState:
     match event.data:
-        case TaskSubmitted(input=input):
+        case TaskSubmitted(input=input) | InputSealed(input=input):
             return replace(state, input=input)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment):
             return replace(
