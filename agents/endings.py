@@ -9,15 +9,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dspex.agents.recorder import Superseded
-from dspex.agents.results import Results, answer_of
+from dspex.agents.results import Results
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting
 from dspex.bus.client import Client
+from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK
 from dspex.core.codec import decode_commit
 from dspex.core.errors import ConnectionFailed, LogError, NotFound
 from dspex.core.events import Payload, TaskCompleted, TaskDuplicate, TaskRetried
 from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.sealing import INLINE
+from dspex.core.subjects import Subjects
 from dspex.core.task import fold
 
 __all__ = ["ENVELOPE", "Endings"]
@@ -39,34 +42,34 @@ class Endings:
     """
 
     def __init__(
-        self, client: Client, log: Log, results: Results, waiting: Waiting,
+        self, client: Client, log: Log, subjects: Subjects, results: Results, waiting: Waiting,
         beside: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:  # fmt: skip
         self.client, self.log, self.results, self.waiting, self._beside = client, log, results, waiting, beside
+        self._subjects = subjects
         self.done = self.failed = 0
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
         room = self.client.max_payload - ENVELOPE
         if isinstance(payload, TaskCompleted):
-            room -= len(bytes(payload.output))
+            room = max(0, room - min(len(bytes(payload.output)), 3 * INLINE))
         rest = await run.recorder.rest(room) if run.recorder else ()
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
-        events = run.events(run.claimed_by((*rest, payload)))
-        result = await self.log.append(run.aggregate, events, run.head)
-        message = run.delivery.message
+        kept = await run.put_away(run.claimed_by((*rest, payload)))
+        result = await self.log.append(run.aggregate, run.events(kept), run.head)
         if not isinstance(result, Appended):
             logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
             entry = await self.log.last(run.aggregate)
             if entry and fold(decode_commit(entry.body, entry.position)).ended:
-                self.client.acknowledge(message, ACK)
+                self.acknowledge(run)
             return
         if isinstance(payload, TaskRetried):
             await self._wake_if_late(run, payload.until)
             self.client.acknowledge(run.delivery.message, ACK)
             return
-        self.client.acknowledge(message, ACK)
+        self.acknowledge(run)
         self.done += 1
         if isinstance(payload, TaskDuplicate):
             if run.reply:
@@ -75,9 +78,25 @@ class Endings:
         if not isinstance(payload, TaskCompleted):
             self.failed += 1
         if run.reply:
-            answer = answer_of(fold(events), run.id)
+            answer = self.results.answer(fold(run.events([payload])), kept[-1], run.id)
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
+
+    def acknowledge(self, run: Run) -> None:
+        """Acknowledge a task that has ended. A message with a private input in the open is erased before that: who dies
+        in between leaves one that is delivered again, to somebody who finds the task ended and erases it."""
+        if run.erase:
+            self._beside(self._erase(run))
+        else:
+            self.client.acknowledge(run.delivery.message, ACK)
+
+    async def _erase(self, run: Run) -> None:
+        try:
+            await erase_message(self.client, self._subjects.stream, int(run.id))
+        except (LogError, ConnectionFailed, TimeoutError) as error:
+            logger.warning("the input of task %s is to be erased, and that will be tried again: %s", run.id, error)
+        else:
+            self.client.acknowledge(run.delivery.message, ACK)
 
     async def put_to_sleep(self, run: Run) -> None:
         """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever

@@ -10,19 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from dspex.agents.journal import events_for, head_of
+from dspex.agents.vault import Key, Vault
 from dspex.bus.client import Client
+from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
+from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
-from dspex.core.errors import ConnectionFailed, LogError
-from dspex.core.events import SignalReceived
+from dspex.core.errors import ConnectionFailed, LogError, TaskError
+from dspex.core.events import Payload, SignalReceived
 from dspex.core.ports import Appended, Entry, Log
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -54,8 +60,11 @@ class Woken(Delivery):
 class Waiting:
     """What one agent does for the sleeping tasks of its program."""
 
-    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
+    def __init__(
+        self, client: Client, log: Log, subjects: Subjects, program: str, source: str, vault: Vault, guard: Guard
+    ) -> None:
         self._client, self._log, self._subjects = client, log, subjects
+        self._vault, self._guard = vault, guard
         self._program, self._source = program, source
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -100,7 +109,11 @@ class Waiting:
         state = await self.state(str(entry.position))
         # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
         # an agent that died after it had claimed it.
-        if state.ended or (wake.delivered == 1 and state.status != "sleeping"):
+        if state.ended:
+            if self._guard.private and not h.sealed(entry.headers):  # whoever ended it died before it was erased
+                await erase_message(self._client, self._subjects.stream, entry.position)
+            return None
+        if (wake.delivered == 1 and state.status != "sleeping"):
             return None
         return Woken(entry, wake)
 
@@ -114,9 +127,10 @@ class Waiting:
     async def received(self, task: str, name: str) -> list[SignalReceived]:
         """The signals of a name in a task's inbox, in the order in which they were sent."""
         entries = await self._log.read(aggregate("inbox", self._program, task))
-        events = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
-        named = [data for data in events if isinstance(data, SignalReceived) and data.name == name]
-        return sorted(named, key=lambda signal: signal.position)
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        named = [event for event in events if isinstance(event.data, SignalReceived) and event.data.name == name]
+        found = [event.data for event in await self._vault.bring_back(named)]
+        return sorted((data for data in found if isinstance(data, SignalReceived)), key=lambda signal: signal.position)
 
     async def receive(self, delivery: Delivery) -> None:
         """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
@@ -131,16 +145,22 @@ class Waiting:
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
-        elif known and isinstance(name, str):
+        elif entry is not None and known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:
                 value = msgspec.Raw(msgspec.json.encode(body.get("value")))
-                await self._file(task, SignalReceived(name=name, position=delivery.position, value=value))
+                received = SignalReceived(name=name, position=delivery.position, value=value)
+                sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
+                [kept] = await self._vault.put_away([received], self._program, self._guard, sealer)
+                assert isinstance(kept, SignalReceived)
+                await self._file(task, kept)
                 state = await self.state(task)
                 if any(wait.signal == name for wait in state.waits):
                     await self.wake(task)
         else:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
+        if self._guard.private:  # the inbox has it sealed
+            await erase_message(self._client, self._subjects.stream, delivery.position)
         self._client.respond(delivery.message, ACK)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
@@ -148,13 +168,31 @@ class Waiting:
         inbox = aggregate("inbox", self._program, task)
         for _ in range(TRIES):
             head = await head_of(self._log, inbox)
-            if any(known.position == signal.position for known in await self.received(task, signal.name)):
+            entries = await self._log.read(inbox)
+            filed = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
+            if any(isinstance(data, SignalReceived) and data.position == signal.position for data in filed):
                 return
             cause = str(signal.position)
             events = events_for(inbox, head, [signal], source=self._source, correlation=task, causation=cause)
             if isinstance(await self._log.append(inbox, events, head), Appended):
                 return
         raise LogError(f"the inbox of task {task} changed {TRIES} times while a signal was put into it")
+
+
+class _Signals:
+    """Seals the signals of one task, with its key."""
+
+    def __init__(self, guard: Guard, vault: Vault, headers: Mapping[str, str], epoch: str, task: str) -> None:
+        self._guard, self._vault, self._place = guard, vault, (headers, epoch, task)
+
+    def is_private(self, payload: Payload) -> bool:
+        return self._guard.private
+
+    async def key(self) -> Key:
+        try:
+            return await self._vault.key_of(*self._place)
+        except TaskError:  # nobody has its key any more, so nobody is to read it
+            return Key("forgotten", secrets.token_bytes(32))
 
 
 def _named(body: bytes) -> dict[str, Any]:

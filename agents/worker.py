@@ -25,16 +25,27 @@ from dspex.agents.recorder import Superseded, Suspended
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
+from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting, Woken
 from dspex.bus.client import Client
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
-from dspex.core.codec import decode_commit
-from dspex.core.errors import ConnectionFailed, DeadlineExceeded, LogError, NotFound, TaskError
-from dspex.core.events import Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate
+from dspex.core.codec import decode_commit, sealed_in
+from dspex.core.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidInput,
+    LogCorrupt,
+    LogError,
+    NotFound,
+    TaskError,
+)
+from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate
 from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
+from dspex.core.sealing import INLINE, guard_of, text_of, unseal
 from dspex.core.subjects import Subjects
 from dspex.core.task import fold, may_attempt
 
@@ -42,8 +53,8 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 
 logger = logging.getLogger("dspex.agents")
 
-MAX_OUTPUT = 1 << 20
-"""The most bytes that an output or the result of an effect may have; less when the server's limit is lower."""
+MAX_OUTPUT = 63 << 20
+"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -74,23 +85,34 @@ class Worker:
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
         self.restored = restored
-        self.results = Results(client, log, subjects, self.name)
+        about = program.describe()
+        self.guard = guard_of(about.input_schema, about.output_schema)
+        self.vault = self.vault_on(client)
+        self.results = Results(client, log, subjects, self.name, self.vault)
         self.running: dict[int, Run] = {}
         self.stuck = 0
         self.pulse = time.monotonic()
         self.source = f"/agents/{agent}"
         self._slots = program.slots()
-        self.waiting = Waiting(client, log, subjects, self.name, self.source)
+        self.waiting = Waiting(client, log, subjects, self.name, self.source, self.vault, self.guard)
         self.calls = Calls(client, subjects)
         self._pullers: list[Puller] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
-        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE)
-        self.endings = Endings(client, log, self.results, self.waiting, self._spawn)
+        self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
+        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if self.guard.private else MAX_OUTPUT
         self._runner = Runner(program, limit, self._loop)
-        self._seat = Seat(agent, self.assignment, code, self.source, log, self.waiting, self.calls, limit, self._loop)
+        self._seat = Seat(
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
+            self.vault, self.guard,
+        )  # fmt: skip
+
+    def vault_on(self, client: Client) -> Vault:
+        """Keys and objects over a connection."""
+        inline = min(INLINE, client.max_payload // 4)
+        return Vault(NatsKeys(client, self.subjects), NatsObjects(client, self.subjects), inline=inline)
 
     # -- life
 
@@ -196,6 +218,8 @@ class Worker:
             reply = headers.get(h.REPLY, "")
             # Only an inbox: a stranger's submission must not make us publish anywhere else.
             run.reply = reply if len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
+        if self.guard.private and not (headers and h.SEALED in headers):
+            run.exposed, run.erase = message.data, True
         known = run.delivery.delivered > 1 or run.delivery.position <= self.restored
         if known and not await self._take_over(run):
             return
@@ -204,7 +228,12 @@ class Worker:
         try:
             if headers:
                 self._check_headers(run, headers)
-            input = self.program.decode(message.data)
+            body = message.data
+            if headers and h.SEALED in headers:
+                body = await self._unsealed(run, body)
+            if run.history:
+                run.history = await self.vault.bring_back(run.history)
+            input = self._decoded(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source)
@@ -224,6 +253,23 @@ class Worker:
             self._free_slot(run)
             await self.endings.settle(run, payload)
 
+    async def _unsealed(self, run: Run, body: bytes) -> bytes:
+        """The input of a submission that was stored sealed. Raises Forgotten, NotFound, InvalidInput."""
+        key = await self.vault.key_of(run.delivery.message.headers, self.log.epoch, run.id)
+        run.sealing = key
+        try:
+            return unseal(key.key, text_of(sealed_in(body)), f"{self.name}/input")
+        except LogCorrupt as error:
+            raise InvalidInput(f"{h.SEALED} says that the body is sealed, and it is not: {error}") from None
+
+    def _decoded(self, run: Run, body: bytes) -> Any:
+        try:
+            return self.program.decode(body)
+        except InvalidInput:
+            if self.guard.secret and not run.sealing:  # it may hold the secret itself: nobody keeps it, not even sealed
+                run.exposed, run.erase = b"", True
+            raise
+
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
         deadline = h.deadline_of(headers, run.delivery.stored_at)
         if deadline is not None:
@@ -242,8 +288,11 @@ class Worker:
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
         run.head, run.retries, run.rested = state.head, state.retries, state.rested
+        if any(isinstance(event.data, InputSealed) for event in run.history):
+            run.exposed = b""
         if state.ended:
-            self.client.acknowledge(run.delivery.message, ACK)
+            run.erase = run.erase or (self.guard.secret and state.error == InvalidInput.__name__)
+            self.endings.acknowledge(run)
             return False
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"

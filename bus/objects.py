@@ -285,16 +285,16 @@ async def _message(connection: Connection, stream: str, what: Mapping[str, objec
         except ConnectionFailed as error:
             why = str(error)
         else:
-            error = answer.get("error")
-            if error is None:
+            problem = answer.get("error")
+            if problem is None:
                 found = answer["message"]
                 when = datetime.fromisoformat(found["time"][:26].rstrip("Z") + "+00:00").timestamp()
                 body = base64.b64decode(found.get("data", ""))
                 return {"subject": found["subject"], "seq": found["seq"], "time": when, "body": body}
-            if error.get("err_code") in GONE:
+            if problem.get("err_code") in GONE:
                 return None
-            why = error.get("description", "no reason given")
-            if error.get("code") != 503:
+            why = problem.get("description", "no reason given")
+            if problem.get("code") != 503:
                 raise LogError(f"JetStream refused to read {stream}: {why}")
         await asyncio.sleep(0.1 * 2**attempt)
     raise LogError(f"{stream} cannot be read: {why}")

@@ -9,7 +9,11 @@ from typing import Any, Self
 
 import msgspec
 
+from dspex.agents.calls import fetched
+from dspex.agents.guards import Guards
+from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
+from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.subjects import Subjects, valid_token
@@ -18,6 +22,8 @@ __all__ = ["Caller"]
 
 ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
+SUBMIT_WAIT = 10.0
+"""Seconds for an agent to seal a private input and store it."""
 AWAY = 0.2
 """Seconds between questions while nobody is there to answer."""
 
@@ -30,6 +36,7 @@ class Caller:
 
     def __init__(self, client: Client, prefix: str = "dspex") -> None:
         self.client, self.subjects = client, Subjects(prefix)
+        self._guards = Guards(client, self.subjects)
 
     @classmethod
     async def connect(
@@ -52,7 +59,7 @@ class Caller:
     ) -> tuple[bytes, str]:
         """Run and wait: the output's bytes and the task's id."""
         reply = await self._request(self._door("ask", program), body, timeout, headers)
-        return reply.data, reply.headers.get(h.TASK, "")
+        return await self._output(reply), reply.headers.get(h.TASK, "")
 
     async def submit(
         self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
@@ -61,6 +68,9 @@ class Caller:
         fields = dict(headers or {})
         if key is not None:
             fields[h.KEY] = key
+        if (await self._guards.of(program)).private:  # an agent seals it before it is stored
+            reply = await self._request(self._door("submit", program), body, SUBMIT_WAIT, fields or None)
+            return str(msgspec.json.decode(reply.data)["seq"])
         return str(await self._store("task", program, body, fields))
 
     async def result(self, program: str, task: str, *, timeout: float = 60.0) -> bytes:
@@ -81,7 +91,7 @@ class Caller:
                 reply = await self._request(
                     self._door("result", program), task.encode(), wait + 1, {h.WAIT: f"{wait:.3f}"}
                 )
-                return reply.data, reply.headers.get(h.TASK, task)
+                return await self._output(reply), reply.headers.get(h.TASK, task)
             except (TaskError, ConnectionFailed) as error:
                 again = isinstance(error, (ConnectionFailed, Unavailable)) or error.type == "NoAnswer"
                 if loop.time() >= until or not (again or error.code == 202):  # type: ignore[union-attr]
@@ -193,9 +203,15 @@ class Caller:
         if reply.status == 503:
             raise Unavailable(f"nobody serves {subject}; `dspex ps` shows what runs")
         code = reply.headers.get(h.ERROR_CODE)
-        if code is not None:
+        if code is not None and code != ELSEWHERE:
             raise _error(int(code), reply)
         return reply
+
+    async def _output(self, reply: Message) -> bytes:
+        """The output in a reply, or in the object store when no message can hold it."""
+        if reply.headers.get(h.ERROR_CODE) != ELSEWHERE:
+            return reply.data
+        return await fetched(NatsObjects(self.client, self.subjects), reply)
 
     async def _store(self, door: str, program: str, body: bytes, headers: Mapping[str, str]) -> int:
         subject = self._door(door, program)

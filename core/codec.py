@@ -30,7 +30,10 @@ from dspex.core.headers import SEALED
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
 
-__all__ = ["NOT_JSON", "UPCASTERS", "decode_commit", "encode_commit", "encode_event", "events_of", "rfc3339", "sealed_body"]
+__all__ = [
+    "NOT_JSON", "UPCASTERS", "decode_commit", "encode_commit", "encode_event", "events_of", "rfc3339", "sealed_body",
+    "sealed_in",
+]  # fmt: skip
 
 UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From (type, schema) as stored to the data of schema + 1."""
@@ -203,6 +206,11 @@ class _SealedBody(Struct):
 def sealed_body(value: Raw, sealed: str) -> bytes:
     """The body of a door message that is sealed: what is open of it, and the rest."""
     return _encode(_SealedBody(value, sealed))
+
+
+def sealed_in(body: bytes) -> str:
+    """The sealed part of a door message's body, in base64; "" when the body is not of that form."""
+    return _sealed(body, "")[1].sealed
 
 
 def _sealed(body: bytes, key: str) -> tuple[Raw, Held]:

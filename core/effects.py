@@ -94,7 +94,8 @@ class Scope:
 class Call:
     """One request for an effect. `act` performs it; `adapter` gives its result a form in JSON and back.
 
-    `outside` says that it leaves the process, so that everything it depends on must be on disk before.
+    `outside` says that it leaves the process, so that everything it depends on must be on disk before; `private` that
+    its record is sealed.
     """
 
     key: str
@@ -103,6 +104,7 @@ class Call:
     act: Callable[[], Awaitable[Any]]
     adapter: TypeAdapter[Any]
     outside: bool = True
+    private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
@@ -231,8 +233,9 @@ class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
 
-    def __init__(self, function: Callable[P, Any], name: str | None = None) -> None:
+    def __init__(self, function: Callable[P, Any], name: str | None = None, private: bool = False) -> None:
         functools.update_wrapper(self, function)
+        self.private = private
         self._function = function
         self.name = name or function.__name__
         self._is_async = inspect.iscoroutinefunction(function)
@@ -255,7 +258,7 @@ class Effect(Generic[P, R]):
             return result if in_loop or not self._is_async else asyncio.run(result)
         call = Call(
             key=scope.place(self.name), name=self.name, digest=digest_of(self.name, args, kwargs),
-            act=lambda: self._act(args, kwargs), adapter=self.adapter, arguments=(args, kwargs),
+            act=lambda: self._act(args, kwargs), adapter=self.adapter, private=self.private, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -265,16 +268,17 @@ class Effect(Generic[P, R]):
         return await asyncio.to_thread(self._function, *args, **kwargs)
 
 
-def effect(function: Callable[P, Any] | None = None, *, name: str | None = None) -> Any:
+def effect(function: Callable[P, Any] | None = None, *, name: str | None = None, private: bool = False) -> Any:
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
     Its result is recorded, so it must have a form in JSON: annotate what it returns. It is performed once per task and
     place, whatever crashes; if the process dies while it is under way, it is performed again with the same
-    `idempotency_key()`.
+    `idempotency_key()`. `private` seals what is recorded of it with the task's key; in a program with a Private field
+    every effect is sealed.
     """
     if function is None:
-        return lambda real: Effect(real, name)
-    return Effect(function, name)
+        return lambda real: Effect(real, name, private)
+    return Effect(function, name, private)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:

@@ -9,7 +9,7 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY",
-    "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "wait_of",
+    "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "sealed", "wait_of",
 ]
 
 KEY = "Dspex-Key"
@@ -32,6 +32,13 @@ ERROR = "Nats-Service-Error"
 
 MAX_KEY = 256
 DEFAULT_WAIT = 25.0
+
+
+def sealed(headers: Mapping[str, str]) -> str | None:
+    """The name of the key that a stored body is sealed with, however the header is written; None when it is open."""
+    if not headers:
+        return None
+    return next((value for name, value in headers.items() if name.lower() == "dspex-sealed"), None)
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

@@ -91,7 +91,7 @@ class Subjects:
         return f"{self.prefix}.event.{aggregate}"
 
     def door(self, door: str, program: str) -> str:
-        """`ask`, `task`, `result`, `outcome` or `signal` of a program."""
+        """`ask`, `submit`, `task`, `result`, `outcome` or `signal` of a program."""
         return f"{self.prefix}.{door}.{program}"
 
     def doors(self, program: str) -> tuple[str, ...]:

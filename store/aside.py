@@ -54,7 +54,7 @@ class _File:
         try:
             mode = "ro" if readonly else "rwc"
             self._connection = sqlite3.connect(
-                f"{self.path.as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
+                f"{self.path.as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
             )
             if not readonly:
                 self.path.chmod(0o600)
@@ -96,7 +96,8 @@ class FileObjects(_File):
 
     async def put(self, data: bytes) -> str:
         name = named(data)
-        await self._do(lambda file: file.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", (name, time.time(), data)))
+        row = (name, time.time(), data)
+        await self._do(lambda file: file.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", row))
         return name
 
     async def get(self, name: str) -> bytes | None:

@@ -12,12 +12,19 @@ import pytest
 from dspex.agents import worker as module
 from dspex.agents.link import link_pair
 from dspex.agents.recorder import Superseded
+from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core.errors import ConnectionFailed
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
+from dspex.store.aside import MemoryKeys, MemoryObjects
+
+
+def nothing_private() -> tuple[Vault, Guard]:
+    return Vault(MemoryKeys(), MemoryObjects()), Guard()
 
 
 class Client:
@@ -55,14 +62,14 @@ def delivered(body: bytes, times: int = 1) -> Delivery:
 async def test_a_signal_that_cannot_be_filed_is_not_delivered_for_ever(body: bytes) -> None:
     client: Any = Client()
     log: Any = Log()
-    await Waiting(client, log, Subjects(), "p", "/agents/a").receive(delivered(body))
+    await Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private()).receive(delivered(body))
     assert client.said == [ACK]
 
 
 async def test_a_wake_for_no_possible_task_is_none() -> None:
     client: Any = Client()
     log: Any = Log()
-    waiting = Waiting(client, log, Subjects(), "p", "/agents/a")
+    waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
     assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode())) is None
 
 

@@ -80,7 +80,7 @@ async def test_a_forgotten_key_is_not_in_the_file(files: Files, tmp_path: Path) 
     key = await keys.create("secret", b"the-key-that-must-not-remain-!!!")
     assert key in (tmp_path / "keys.db").read_bytes()
     await keys.forget("secret")
-    found = [path.name for path in tmp_path.iterdir() if key in path.read_bytes()]
+    found = [path.name for path in tmp_path.iterdir() if key in path.read_bytes()]  # noqa: ASYNC240
     assert found == []
 
 
