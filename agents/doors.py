@@ -80,7 +80,7 @@ class Doors:
         worker = self._worker
         try:
             body, sealed = await worker.vault_on(self._client).sealed_message(
-                worker.name, request.data, worker.guard.input
+                worker.name, request.data, worker.guard
             )
         except (LogError, ConnectionFailed) as error:
             raise Unavailable(f"the key for a private input could not be stored: {error}") from None

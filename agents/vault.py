@@ -75,12 +75,12 @@ class Vault:
 
     # -- bodies of door messages
 
-    async def sealed_message(self, program: str, body: bytes, fields: frozenset[str]) -> tuple[bytes, dict[str, str]]:
+    async def sealed_message(self, program: str, body: bytes, guard: Guard) -> tuple[bytes, dict[str, str]]:
         """A body that came for a private program, as it is stored: sealed with a key of its own, which is kept first.
         What goes into its headers names the key."""
         name = f"s{secrets.token_hex(16)}"
         key = Key(name, await self.keys.create(name))
-        value, held = sealed_input(key, program, body, fields)
+        value, held = sealed_input(key, program, body, guard)
         return sealed_body(value, held.sealed), {h.SEALED: name}
 
     async def key_of(self, headers: Mapping[str, str], epoch: str, task: str) -> Key:
@@ -160,17 +160,19 @@ class Vault:
         return opened(data, text)
 
 
-def sealed_input(key: Key, program: str, body: bytes, fields: frozenset[str], what: str = "input") -> tuple[Raw, Held]:
-    """A body's open part, and the whole of it sealed."""
+def sealed_input(key: Key, program: str, body: bytes, guard: Guard, what: str = "input") -> tuple[Raw, Held]:
+    """A body's open part, and the whole of it sealed. Nothing is open of what may hold a secret in a reference's place,
+    or of a signal."""
     sealed = base64.b64encode(seal(key.key, body, f"{program}/{what}")).decode()
-    return open_part(body, fields), Held(key=key.name, sealed=sealed)
+    shown = Raw(b"null") if guard.secret or what != "input" else open_part(body, guard.input)
+    return shown, Held(key=key.name, sealed=sealed)
 
 
 def kept_input(
     key: Key, program: str, body: bytes, guard: Guard, headers: Mapping[str, str], stored: float
 ) -> InputSealed:
     """A private input that came in the open, as the task's own events keep it."""
-    value, held = sealed_input(key, program, body, guard.input)
+    value, held = sealed_input(key, program, body, guard)
     return InputSealed(input=value, held=held, stored=stored, headers=dict(headers))
 
 

@@ -19,13 +19,16 @@ from dspex.core.errors import Forgotten, LogCorrupt, LogError, NotFound
 from dspex.core.ports import KeyChange, Stored
 from dspex.core.subjects import valid_token
 
-__all__ = ["KEY_BYTES", "MAX_OBJECT", "FileKeys", "FileObjects", "MemoryKeys", "MemoryObjects", "named"]
+__all__ = ["KEY_BYTES", "MAX_OBJECT", "FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "named"]
 
 T = TypeVar("T")
 MAX_OBJECT = 64 << 20
 """The most bytes that an object may have."""
 KEY_BYTES = 32
 _TABLES = (
+    "CREATE TABLE IF NOT EXISTS named (epoch TEXT, program TEXT, task TEXT, object TEXT, position INTEGER,"
+    " PRIMARY KEY (epoch, program, task, object)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS named_object ON named (object)",
     "CREATE TABLE IF NOT EXISTS objects (name TEXT PRIMARY KEY, time REAL NOT NULL, data BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS keys (number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, key BLOB)",
 )
@@ -57,7 +60,8 @@ class _File:
                 f"{self.path.as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
             )
             if not readonly:
-                self.path.chmod(0o600)
+                if not self.path.stat().st_size:  # ours from the start, and it may hold keys
+                    self.path.chmod(0o600)
                 for statement in ("PRAGMA secure_delete = ON", "PRAGMA synchronous = FULL", *_TABLES):
                     self._connection.execute(statement)
         except sqlite3.Error as error:
@@ -142,6 +146,30 @@ class FileKeys(_File):
     async def changes(self, after: int, limit: int = 1000) -> list[KeyChange]:
         sql = "SELECT number, name, key FROM keys WHERE number > ? ORDER BY number LIMIT ?"
         return [KeyChange(*row) for row in await self._do(lambda file: file.execute(sql, (after, limit)).fetchall())]
+
+
+class FileNames(_File):
+    """Which tasks name which objects, in the file of the objects."""
+
+    async def add(self, epoch: str, program: str, task: str, name: str, position: int) -> None:
+        """A task names an object, at a position of the log."""
+        row = (epoch, program, task, name, position)
+        await self._do(lambda file: file.execute("INSERT OR REPLACE INTO named VALUES (?, ?, ?, ?, ?)", row))
+
+    async def of_task(self, epoch: str, program: str, task: str) -> list[str]:
+        """The objects that a task names."""
+        sql = "SELECT object FROM named WHERE epoch = ? AND program = ? AND task = ?"
+        return [row[0] for row in await self._do(lambda file: file.execute(sql, (epoch, program, task)).fetchall())]
+
+    async def positions(self, name: str) -> list[tuple[str, int]]:
+        """Where an object is named: epochs and positions."""
+        sql = "SELECT epoch, position FROM named WHERE object = ?"
+        return await self._do(lambda file: file.execute(sql, (name,)).fetchall())
+
+    async def drop(self, epoch: str, program: str, task: str) -> None:
+        """A task names nothing any more."""
+        sql = "DELETE FROM named WHERE epoch = ? AND program = ? AND task = ?"
+        await self._do(lambda file: file.execute(sql, (epoch, program, task)))
 
 
 class MemoryObjects:
