@@ -17,18 +17,24 @@ import msgspec
 import uvloop
 
 from dspex.agents.bounds import Bounds
+from dspex.agents.forgetting import Forgetter
 from dspex.agents.journal import record
+from dspex.agents.keeping import Keeping
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.agents.vault import Vault
+from dspex.agents.veiled import VeiledLog
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
 from dspex.core.errors import DspexError, InvalidInput, LogError, Unavailable
 from dspex.core.events import AgentStarted
+from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.store.archive import Archive, set_aside
 from dspex.store.jetstream import JetStreamLog
@@ -79,6 +85,7 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
+        self.keeping: Keeping | None = None
         self.position = self.head = self.forgotten = 0
         self.leads = False
         self.back = asyncio.Event()
@@ -116,10 +123,14 @@ class _Archivist:
         await lease.acquire()
         self.leads = True
         service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
+        forgetter = Forgetter(client, log, self.subjects, f"/archivist/{self.spec.name}", self)
+        service.serve(Endpoint("privacy-forget", self.subjects.privacy("forget"), forgetter.forget))
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
-        working = [asyncio.create_task(self._archive(client, log)), asyncio.create_task(lease.keep())]
+        vault = Vault(NatsKeys(client, self.subjects), NatsObjects(client, self.subjects))
+        veiled = VeiledLog(log, self.subjects, vault)
+        working = [asyncio.create_task(self._archive(client, veiled)), asyncio.create_task(lease.keep())]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -133,7 +144,7 @@ class _Archivist:
 
     # -- archiving
 
-    async def _archive(self, client: Client, log: JetStreamLog) -> None:
+    async def _archive(self, client: Client, log: Log) -> None:
         """Follow the log; when that cannot be, say why and try again, and between tries do what is asked."""
         aside = await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
         if aside:
@@ -151,7 +162,7 @@ class _Archivist:
                 wanted, answer = job.result()  # type: ignore[misc]
                 await self._work(client, log, wanted, answer)
 
-    async def _follow(self, client: Client, log: JetStreamLog) -> None:
+    async def _follow(self, client: Client, log: Log) -> None:
         """Archive until the log or the file gives trouble; then wait a little."""
         archive: Archive | None = None
         try:
@@ -160,9 +171,10 @@ class _Archivist:
             self.back.clear()
             await archive.check(log)
             self.trouble = ""
+            self.keeping = Keeping(client, self.subjects, log, archive)
             working = [
                 asyncio.create_task(work)
-                for work in (archive.follow(log), forgetting.go_on(), self.back.wait())
+                for work in (archive.follow(log), forgetting.go_on(), self.keeping.go_on(), self.back.wait())
             ]
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
@@ -179,6 +191,9 @@ class _Archivist:
                 logger.warning("%s archives nothing now: %s", self.spec.name, error)
             self.trouble = str(error)
         finally:
+            if self.keeping is not None:
+                await self.keeping.close()
+                self.keeping = None
             if archive is not None:
                 self.position = archive.position
                 await archive.close()
@@ -215,7 +230,7 @@ class _Archivist:
         request.respond(msgspec.json.encode({"report": report, "mended": mended}))
 
     async def _work(
-        self, client: Client, log: JetStreamLog, wanted: _Wanted, answer: asyncio.Future[tuple[Report, Mended]]
+        self, client: Client, log: Log, wanted: _Wanted, answer: asyncio.Future[tuple[Report, Mended]]
     ) -> None:
         """Verify, while nobody writes; and mend, if that is wanted and needed."""
         try:

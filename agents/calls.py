@@ -10,6 +10,7 @@ import asyncio
 
 import msgspec
 
+from dspex.agents.cancelling import CANCEL
 from dspex.agents.guards import Guards
 from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
@@ -36,6 +37,7 @@ class Calls:
         self._client, self._subjects = client, subjects
         self.guards = Guards(client, subjects)
         self._objects = NatsObjects(client, subjects)
+        self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
         """The output of `program` for `body`. Ends when the other task ends: the caller's own time is the bound.
@@ -46,6 +48,27 @@ class Calls:
             raise NotFound(f"{program[:80]!r} is no program's name")
         headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent}
         task = await self._submit(program, body, headers)
+        called = self._open.setdefault(parent, set())
+        called.add((program, task))
+        try:
+            return await self._result(program, task)
+        finally:
+            called.discard((program, task))
+            if not called:
+                self._open.pop(parent, None)
+
+    def cancel(self, parent: str) -> None:
+        """The task that called is over: what it has called and still waits for need not go on. A hint: it is sent
+        once, and a call whose caller died before is not known here."""
+        for program, task in self._open.pop(parent, ()):
+            value = f"task {parent}, which had called it, is over"
+            body = msgspec.json.encode({"task": int(task), "name": CANCEL, "value": value})
+            try:
+                self._client.publish(self._subjects.door("signal", program), body)
+            except ConnectionFailed:
+                return
+
+    async def _result(self, program: str, task: str) -> bytes:
         while True:
             reply = await self._ask(self._subjects.door("result", program), task.encode(), {h.WAIT: str(ONE_WAIT)})
             code = reply.headers.get(h.ERROR_CODE, "") if reply else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Protocol
 
 import msgspec
@@ -21,6 +23,8 @@ from dspex.store.archive import Archive
 
 __all__ = ["Forgetter"]
 
+PATIENCE = 10.0
+"""Seconds that the archive has to come to where the log is."""
 MAX_WORDS = 1000
 """Characters of who and why."""
 
@@ -46,7 +50,7 @@ class Forgetter:
         self._client, self._log, self._subjects, self._source, self._of = client, log, subjects, source, of
 
     async def forget(self, request: Request) -> None:
-        """Write down that a task is forgotten, then forget it: who dies in between is followed by one who reads that."""
+        """Write down that a task is forgotten, then forget it: who dies in between is followed by one who reads it."""
         try:
             wanted = msgspec.json.decode(request.data, type=_Wanted)
         except NOT_JSON as error:
@@ -66,6 +70,7 @@ class Forgetter:
         if archive is None or keeping is None:
             raise Unavailable("the archive is not open now; `dspex doctor` says why")
         program = await self._program_of(archive, task)
+        await self._wait_for(archive)
         entry = await self._log.last(aggregate("task", program, task)) or await archive.last(
             aggregate("task", program, task)
         )
@@ -77,14 +82,22 @@ class Forgetter:
         if known is None:
             if ended and not await task_is_sealed(archive, self._subjects, program, task):
                 raise Conflict(
-                    f"nothing of task {task} is sealed: {program} has no Private field, and what the log and the archive "
-                    "hold in the open cannot be taken out of them", task=task,
+                    f"nothing of task {task} is sealed, for {program} has no Private field; what the log and the "
+                    "archive hold in the open cannot be taken out of them", task=task,
                 )  # fmt: skip
             event = TaskForgotten(task=task, actor=wanted.actor or "somebody", reason=wanted.reason)
             await record(self._log, privacy, [event], source=self._source, causation=task)
         gone = await keeping.forget(program, task)
         body = {"task": task, "program": program, **msgspec.to_builtins(gone)}
         request.respond(msgspec.json.encode(body))
+
+    async def _wait_for(self, archive: Archive) -> None:
+        """Let the archive come to where the log is now."""
+        until, head = time.monotonic() + PATIENCE, await self._log.head()
+        while archive.position < head:
+            if time.monotonic() > until:
+                raise Unavailable(f"the archive is at {archive.position} and the log at {head}; try again")
+            await asyncio.sleep(0.05)
 
     async def _program_of(self, archive: Archive, task: str) -> str:
         found = await self._log.entry(int(task)) or await kept_submission(self._log, self._subjects, task)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from pathlib import Path
 
 from msgspec import Struct
 
@@ -23,8 +22,9 @@ from dspex.core.errors import ConnectionFailed, Forgotten, LogCorrupt, LogError
 from dspex.core.events import TaskForgotten
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate
-from dspex.store.aside import FileKeys, FileNames, FileObjects
+from dspex.core.task import fold
 from dspex.store.archive import Archive
+from dspex.store.aside import FileKeys, FileNames, FileObjects
 
 __all__ = ["KEYS", "OBJECTS", "Gone", "Keeping"]
 
@@ -129,7 +129,7 @@ class Keeping:
         if await self.objects.get(name) is None:
             data = await self._objects.get(name)
             if data is None:
-                logger.warning("task %s of %s names the object %s, which is not in the object store", task, program, name)
+                logger.warning("task %s of %s names the object %s, which is not there", task, program, name)
             else:
                 await self.objects.put(data)
 
@@ -151,7 +151,10 @@ class Keeping:
             names.append(own)
         door = self._subjects.door("task", program)
         stored = await self._log.entry(int(task))
-        if stored is not None and stored.subject == door and not h.sealed(stored.headers):
+        last = await self._log.last(aggregate("task", program, task))
+        ended = last is None or fold(decode_commit(last.body, last.position)).ended
+        # One that has not ended must still be delivered again; whoever ends it erases it.
+        if ended and stored is not None and stored.subject == door and not h.sealed(stored.headers):
             await erase_message(self._client, self._subjects.stream, int(task))
         keys = 0
         for name in names:

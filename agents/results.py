@@ -65,7 +65,7 @@ def answer_of(state: TaskState, task: str) -> tuple[bytes, dict[str, str]] | Non
     """The reply that an ended task gives, body and headers; None while it has not ended or is another's duplicate."""
     if state.output is not None:
         return bytes(state.output), {h.TASK: task}
-    if state.status in ("failed", "dead"):
+    if state.status in ("failed", "dead", "cancelled"):
         return error_reply(task_error(state.code, state.message, type=state.error, task=task))
     return None
 

@@ -1,7 +1,7 @@
 """A log as its archive may keep it: what came in the open for a private program is sealed in it.
 
-Sealing is the same whoever does it and whenever, so the archive can be compared with the log through the same veil, also
-when the message in the log was erased meanwhile: then the task's own events have it, sealed the same way.
+Sealing is the same whoever does it and whenever, so the archive can be compared with the log through the same veil,
+also when the message in the log was erased meanwhile: then the task's own events have it, sealed the same way.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
-from dspex.agents.vault import Key, Vault
+from dspex.agents.vault import Key, Vault, kept_input
 from dspex.bus.client import Client
 from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK, Delivery
@@ -26,7 +27,7 @@ from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
 from dspex.core.errors import ConnectionFailed, LogError, TaskError
-from dspex.core.events import Payload, SignalReceived
+from dspex.core.events import InputSealed, Payload, SignalReceived
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects, aggregate
@@ -66,6 +67,7 @@ class Waiting:
         self._client, self._log, self._subjects = client, log, subjects
         self._vault, self._guard = vault, guard
         self._program, self._source = program, source
+        self._cancelling = Cancelling(client, log, subjects, program, source)
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # -- timers
@@ -145,6 +147,12 @@ class Waiting:
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
+        elif entry and known and name == CANCEL:
+            by = delivery.message.headers.get(h.ACTOR, "")[:200]
+            kept = await self._kept_input(entry, task)
+            await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position, kept=kept)
+            if kept:  # a task that sleeps is not delivered again, so nobody else will
+                await erase_message(self._client, self._subjects.stream, entry.position)
         elif entry is not None and known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:
@@ -162,6 +170,13 @@ class Waiting:
         if self._guard.private:  # the inbox has it sealed
             await erase_message(self._client, self._subjects.stream, delivery.position)
         self._client.respond(delivery.message, ACK)
+
+    async def _kept_input(self, entry: Entry, task: str) -> InputSealed | None:
+        """A private input that came in the open, sealed; None when it came sealed or is not private."""
+        if not self._guard.private or h.sealed(entry.headers):
+            return None
+        sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
+        return kept_input(await sealer.key(), self._program, entry.body, self._guard, entry.headers, entry.time)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,6 +18,7 @@ from msgspec import Raw
 
 from dspex.agents import keys
 from dspex.agents.calls import Calls
+from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.recorder import Superseded, Suspended
@@ -27,7 +27,7 @@ from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
 from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting, Woken
-from dspex.bus.client import Client
+from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.pull import ACK, NAK, Delivery, Puller
 from dspex.bus.streams import consumer_name
@@ -63,9 +63,10 @@ SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
+MAX_CANCELLED = 1000
+"""Cancelled tasks that are remembered until they are delivered; others are run, and their commit is refused."""
 MAX_SIDE = 1024
 """Duplicates that may wait for their originals."""
-_INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 
 
 class Worker:
@@ -91,6 +92,7 @@ class Worker:
         self.results = Results(client, log, subjects, self.name, self.vault)
         self.running: dict[int, Run] = {}
         self.stuck = 0
+        self._cancelled: dict[int, None] = {}
         self.pulse = time.monotonic()
         self.source = f"/agents/{agent}"
         self._slots = program.slots()
@@ -130,6 +132,7 @@ class Worker:
         )  # fmt: skip
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
+        self.client.subscribe(self.subjects.control(self.name, CANCEL), self._cancellation)
         for puller in self._pullers:
             puller.on_missing = on_missing
             puller.start()
@@ -215,12 +218,11 @@ class Worker:
         message = run.delivery.message
         headers = message.headers if message.has_headers else None
         if headers:
-            reply = headers.get(h.REPLY, "")
-            # Only an inbox: a stranger's submission must not make us publish anywhere else.
-            run.reply = reply if len(reply) < 2000 and _INBOX.fullmatch(reply) else ""
+            run.reply = h.reply_of(headers)
         if self.guard.private and not (headers and h.SEALED in headers):
             run.exposed, run.erase = message.data, True
-        known = run.delivery.delivered > 1 or run.delivery.position <= self.restored
+        position = run.delivery.position
+        known = run.delivery.delivered > 1 or position <= self.restored or position in self._cancelled
         if known and not await self._take_over(run):
             return
         started = time.perf_counter()
@@ -340,7 +342,41 @@ class Worker:
             work.close()
             logger.warning("%s duplicates wait for their originals; one more gets no reply", MAX_SIDE)
 
-    # -- time
+    # -- the end of runs that did not come to an end
+
+    def _cancellation(self, message: Message) -> None:
+        """Somebody says that a task is cancelled. Called from the reading loop."""
+        position = cancelled_task(message.data)
+        if position in self.running:
+            self._spawn(self._stop_cancelled(position))
+        elif position:
+            self._cancelled[position] = None
+            if len(self._cancelled) > MAX_CANCELLED:
+                del self._cancelled[next(iter(self._cancelled))]
+
+    async def _stop_cancelled(self, position: int) -> None:
+        """Stop a run, if it is true: anybody could have said so."""
+        state = await self.waiting.state(str(position))
+        run = self.running.get(position)
+        if run and state.ended and not (run.abandoned or run.settling or run.suspended):
+            self._abandon(run)
+            self.client.acknowledge(run.delivery.message, ACK)
+            self._forget(run)
+            await self._count_stuck(run)
+
+    def _abandon(self, run: Run) -> None:
+        """Its program goes no further here, and what it has called elsewhere need not either."""
+        run.abandoned = True
+        if run.task:
+            run.task.cancel()
+        self.calls.cancel(run.id)
+
+    async def _count_stuck(self, run: Run) -> None:
+        """A run that was told to end and does not can only end with its process."""
+        await asyncio.sleep(STUBBORN)
+        if (run.thread and not run.thread.done()) or (run.task and not run.task.done()):
+            logger.warning("task %s goes on although it is over; its process will be replaced", run.id)
+            self.stuck += 1
 
     async def _sweep(self) -> None:
         """End runs that are past their time, and show that the loop is alive."""
@@ -351,12 +387,10 @@ class Worker:
             for run in [run for run in late if not (run.abandoned or run.settling)]:
                 self._expire(run)
             if self.stuck and (not self.running or self.stuck >= self._slots):
-                self._on_worn(f"{self.stuck} runs go on although their time is over, and cannot be stopped")
+                self._on_worn(f"{self.stuck} runs go on although they are over, and cannot be stopped")
 
     def _expire(self, run: Run) -> None:
-        run.abandoned = True
-        if run.task:
-            run.task.cancel()
+        self._abandon(run)
         self._spawn(self._settle_expired(run), bounded=False)
 
     async def _settle_expired(self, run: Run) -> None:
@@ -368,7 +402,4 @@ class Worker:
             logger.warning("task %s: %s It will be delivered again.", run.id, failure)
         finally:
             self._forget(run)
-        await asyncio.sleep(STUBBORN)
-        if (run.thread and not run.thread.done()) or (run.task and not run.task.done()):
-            logger.warning("task %s goes on although its time is over; its process will be replaced", run.id)
-            self.stuck += 1
+        await self._count_stuck(run)

@@ -117,11 +117,15 @@ async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repai
 
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
+    from dspex.agents.vault import Vault
+    from dspex.agents.veiled import VeiledLog
+    from dspex.bus.objects import NatsKeys, NatsObjects
     from dspex.bus.streams import ensure_log, restored_to
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
-    log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    log = VeiledLog(JetStreamLog(client, subjects, await ensure_log(client, subjects)), subjects, vault)
     restored = await restored_to(client, subjects)
     report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost

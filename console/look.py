@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["events", "ps", "tasks"]
 
-STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate"]
+STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
 TAIL_WAIT = 20.0
 
 

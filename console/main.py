@@ -27,6 +27,7 @@ COMMANDS = {
     "result": ("doors", "result"),
     "score": ("doors", "score"),
     "signal": ("doors", "signal"),
+    "cancel": ("cancel", "cancel"),
     "ps": ("look", "ps"),
     "tasks": ("look", "tasks"),
     "events": ("look", "events"),

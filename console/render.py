@@ -23,7 +23,7 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskDeadLettered", "AgentCrashed"}
+_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AgentCrashed"}
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 
@@ -130,7 +130,7 @@ _STATES: dict[str, dict[str, Any]] = {
     for states, style in (
         (("serving", "completed"), {"fg": "green"}),
         (("starting", "restarting", "draining", "running", "submitted"), {"fg": "yellow"}),
-        (("failed", "dead", "gave up"), {"fg": "red"}),
+        (("failed", "dead", "cancelled", "gave up"), {"fg": "red"}),
         (("duplicate", "not active", "stopped"), {"dim": True}),
     )
     for state in states
@@ -209,6 +209,9 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['code']} {data['type']}: {data.get('detail') or data['message']}")
         case "TaskDuplicate":
             return clean(f"the same as task {data['of']} (key {data['key']})")
+        case "TaskCancelled":
+            by = f", by {data['by']}" if data.get("by") else ""
+            return clean((data.get("reason") or "cancelled") + by)
         case "TaskDeadLettered":
             return clean(data["reason"])
         case "OutcomeReported":

@@ -11,31 +11,10 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS",
-    "AgentCrashed",
-    "AgentStarted",
-    "AgentStopped",
-    "EffectRecorded",
-    "Event",
-    "Head",
-    "Held",
-    "InputSealed",
-    "KeyBound",
-    "OutcomeReported",
-    "Payload",
-    "ProgramRegistered",
-    "SignalReceived",
-    "SignalSent",
-    "TaskClaimed",
-    "TaskCompleted",
-    "TaskDeadLettered",
-    "TaskDuplicate",
-    "TaskFailed",
-    "TaskForgotten",
-    "TaskRetried",
-    "TaskSleeping",
-    "TaskSubmitted",
-    "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head", "Held",
+    "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent",
+    "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
+    "TaskForgotten", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -193,6 +172,13 @@ class TaskForgotten(Payload, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class TaskCancelled(Payload, frozen=True, kw_only=True):
+    """Somebody asked that the task end without an output: `reason` in their words, `by` the name they gave."""
+
+    reason: str = ""
+    by: str = ""
+
+
 class KeyBound(Payload, frozen=True, kw_only=True):
     """A key belongs to a task for good."""
 
@@ -246,8 +232,8 @@ PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping,
-        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, KeyBound, ProgramRegistered,
-        InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
+        ProgramRegistered, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from dspex.core.errors import InvalidInput
 
 __all__ = [
-    "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT", "REPLY",
-    "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "sealed", "wait_of",
+    "ACTOR", "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT",
+    "REPLY", "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "reply_of", "sealed", "wait_of",
 ]
 
+ACTOR = "Dspex-Actor"
 KEY = "Dspex-Key"
 DEADLINE = "Dspex-Deadline"
 CORRELATION = "Dspex-Correlation"
@@ -32,6 +34,8 @@ ERROR = "Nats-Service-Error"
 
 MAX_KEY = 256
 DEFAULT_WAIT = 25.0
+MAX_REPLY = 2000
+_INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
 
 
 def sealed(headers: Mapping[str, str]) -> str | None:
@@ -73,6 +77,13 @@ def deadline_of(headers: Mapping[str, str], stored_at: float) -> float | None:
     if not 0 <= seconds < 1e9:
         raise InvalidInput(f"{DEADLINE} is {text[:40]!r}; 0 to 1,000,000,000 seconds are allowed")
     return stored_at + seconds
+
+
+def reply_of(headers: Mapping[str, str]) -> str:
+    """Where the caller waits for the answer; "" when nobody does. Only an inbox counts: a stranger's submission must
+    not make us publish anywhere else."""
+    reply = headers.get(REPLY, "")
+    return reply if len(reply) < MAX_REPLY and _INBOX.fullmatch(reply) else ""
 
 
 def wait_of(headers: Mapping[str, str]) -> float:

@@ -12,6 +12,7 @@ from dspex.core.events import (
     Event,
     Head,
     InputSealed,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -24,8 +25,8 @@ from dspex.core.events import (
 
 __all__ = ["Status", "TaskState", "fold", "may_attempt"]
 
-Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate"]
-TERMINAL = frozenset({"completed", "failed", "dead", "duplicate"})
+Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
+TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,9 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, status="duplicate", of=of)
         case TaskDeadLettered(reason=reason):
             return replace(state, status="dead", code=500, error="TaskDeadLettered", message=reason)
+        case TaskCancelled(reason=reason):
+            message = f"the task was cancelled: {reason}" if reason else "the task was cancelled"
+            return replace(state, status="cancelled", code=409, error="TaskCancelled", message=message, waits=())
         case _:
             return state
 

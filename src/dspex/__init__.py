@@ -23,8 +23,8 @@ _HOME = {
     ),
     "dspex.core.errors": (
         "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
-        "ProgramFailed", "TaskError", "Unavailable",
+        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
+        "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),

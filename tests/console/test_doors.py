@@ -168,3 +168,18 @@ def test_the_environment_names_the_server(system: Shell, shell: Shell) -> None:
     url = json.loads((system.folder / ".dspex" / "system.json").read_text())["nats"]
     assert shell("ask", "echo", "text=a", env={"NATS_URL": url}).json["output"]["text"] == "aa"
     assert shell("ask", "echo", "text=a", "--data", str(system.folder / ".dspex")).code == 0
+
+
+def test_cancel_ends_a_task_once(system: Shell, task: str) -> None:
+    ran = system("cancel", task)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"task {task} has ended already: it is completed" in ran.err
+    running = system("submit", "echo", "text=sleep", "--key", "long", "--json").json["task"]
+    assert system("cancel", "long", "--program", "echo", "--reason", "no need", "--json").json == {
+        "task": running, "state": "cancelled"
+    }  # fmt: skip
+    ran = system("result", running)
+    assert (ran.code, ran.err.strip().endswith("the task was cancelled: no need")) == (1, True)
+    assert system("cancel", running).code == 1
+    assert system("cancel", "long").code == 2
+    assert system("cancel", "99999999").code == 1

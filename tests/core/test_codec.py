@@ -29,6 +29,7 @@ from dspex.core.events import (
     ProgramRegistered,
     SignalReceived,
     SignalSent,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -68,6 +69,7 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     TaskFailed: st.builds(TaskFailed, code=number, type=text, message=text, detail=text, seconds=seconds),
     TaskDuplicate: st.builds(TaskDuplicate, of=text, key=text),
     TaskDeadLettered: st.builds(TaskDeadLettered, attempts=number, reason=text),
+    TaskCancelled: st.builds(TaskCancelled, reason=text, by=text),
     KeyBound: st.builds(KeyBound, key=text, task=text),
     ProgramRegistered: st.builds(
         ProgramRegistered, program=text, fingerprint=text, doc=text, input_schema=table, output_schema=table,

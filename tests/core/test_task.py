@@ -17,6 +17,7 @@ from dspex.core.events import (
     OutcomeReported,
     Payload,
     SignalReceived,
+    TaskCancelled,
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
@@ -48,7 +49,7 @@ DONE = TaskCompleted(output=Raw(b'{"answer":"x"}'), seconds=0.5)
 FAILED = TaskFailed(code=408, type="DeadlineExceeded", message="too late", detail="inside")
 ENDINGS: list[tuple[Payload, Status]] = [
     (DONE, "completed"), (FAILED, "failed"), (TaskDuplicate(of="7", key="k"), "duplicate"),
-    (TaskDeadLettered(attempts=3, reason="died"), "dead"),
+    (TaskDeadLettered(attempts=3, reason="died"), "dead"), (TaskCancelled(reason="no need"), "cancelled"),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 
-TERMINAL = {"TaskCompleted", "TaskFailed", "TaskDuplicate", "TaskDeadLettered"}
+TERMINAL = {"TaskCompleted", "TaskFailed", "TaskDuplicate", "TaskDeadLettered", "TaskCancelled"}
 WRONG = (NatsError, JetStreamError, OSError, TimeoutError)
 
 
