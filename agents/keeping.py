@@ -24,9 +24,9 @@ from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import fold
 from dspex.store.archive import Archive
-from dspex.store.aside import FileKeys, FileNames, FileObjects
+from dspex.store.aside import FileKeys, FileNames, FileObjects, has_aside
 
-__all__ = ["KEYS", "OBJECTS", "Gone", "Keeping"]
+__all__ = ["KEYS", "OBJECTS", "Gone", "Keeping", "put_back", "task_is_sealed"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -220,3 +220,44 @@ async def task_is_sealed(archive: Archive, subjects: Subjects, program: str, tas
             if any(held_of(event.data) for event in decode_commit(entry.body, entry.position)):
                 return True
     return False
+
+
+async def put_back(archive: Archive, client: Client, subjects: Subjects) -> None:
+    """Give a log that is restored the objects and keys that stand beside its archive; none of what was forgotten, also
+    when the file of the keys is older than that. Doing it again is fine. Raises LogError."""
+    folder = archive.file.parent
+    if has_aside(folder / OBJECTS, "objects"):
+        async with FileObjects(folder / OBJECTS, readonly=True) as objects:
+            store = NatsObjects(client, subjects)
+            for each in await objects.list():
+                data = await objects.get(each.name)
+                if data is not None:
+                    await store.put(data)
+    if not has_aside(folder / KEYS, "keys"):
+        return
+    gone = await _forgotten(archive, subjects)
+    async with FileKeys(folder / KEYS, readonly=True) as ring:
+        keys, after = NatsKeys(client, subjects), 0
+        while changes := await ring.changes(after, PAGE):
+            for change in changes:
+                if change.key is None or change.name in gone:
+                    await keys.forget(change.name)
+                else:
+                    try:
+                        await keys.create(change.name, change.key)
+                    except Forgotten:
+                        logger.info("the key %s was forgotten there, and stays so", change.name)
+            after = changes[-1].number
+
+
+async def _forgotten(archive: Archive, subjects: Subjects) -> set[str]:
+    """The keys of all tasks that the archive says were forgotten."""
+    found: set[str] = set()
+    after = 0
+    while entries := await archive.scan(after, PAGE, subjects.event("privacy.>")):
+        for entry in entries:
+            task = entry.subject.rpartition(".")[2]
+            submission = await archive.entry(int(task)) if task.isdecimal() else None
+            found |= {task_key(archive.epoch, task), (submission and h.sealed(submission.headers)) or ""}
+        after = entries[-1].position
+    return found

@@ -159,9 +159,9 @@ class Waiting:
                 value = msgspec.Raw(msgspec.json.encode(body.get("value")))
                 received = SignalReceived(name=name, position=delivery.position, value=value)
                 sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
-                [kept] = await self._vault.put_away([received], self._program, self._guard, sealer)
-                assert isinstance(kept, SignalReceived)
-                await self._file(task, kept)
+                [filed] = await self._vault.put_away([received], self._program, self._guard, sealer)
+                assert isinstance(filed, SignalReceived)
+                await self._file(task, filed)
                 state = await self.state(task)
                 if any(wait.signal == name for wait in state.waits):
                     await self.wake(task)

@@ -24,6 +24,8 @@ ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
 SUBMIT_WAIT = 10.0
 """Seconds for an agent to seal a private input and store it."""
+FORGET_WAIT = 60.0
+"""Seconds for the archivist to forget a task."""
 AWAY = 0.2
 """Seconds between questions while nobody is there to answer."""
 
@@ -110,6 +112,17 @@ class Caller:
         """Tell a task something; returns the signal's position in the log."""
         body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
         return await self._store("signal", program, msgspec.json.encode(body), {})
+
+    async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:
+        """Have what a task holds forgotten, for good: `{"task", "program", "keys", "objects", "later"}`.
+
+        Raises Conflict for a task that has not ended (unless `force`) or that holds nothing sealed, NotFound,
+        Unavailable when no archivist has the archive open.
+        """
+        wanted = {"task": task, "reason": reason, "actor": actor, "force": force}
+        subject = self.subjects.privacy("forget")
+        reply = await self._request(subject, msgspec.json.encode(wanted), FORGET_WAIT, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def variables(self, program: str) -> dict[str, Any]:
         """The values in force and the space they are from."""

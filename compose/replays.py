@@ -89,7 +89,9 @@ class Replay:
         """Like `report`, to be awaited."""
         if self._report is None:
             instance = instance_of(self._program, self._story, self._values)
-            if instance is None:
+            if self._story.missing:
+                self._report = Report(self.task, None, 0, 0, why=self._story.missing)
+            elif instance is None:
                 why = f"it ran on values {self._story.state.assignment[:8]}, which are not known here; give `values`"
                 self._report = Report(self.task, None, 0, 0, why=why)
             else:

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from dspex.agents.vault import Vault
 from dspex.compose.caller import Caller
+from dspex.compose.unsealing import brought_back, close_vault, vault_of_bus, vault_of_file, with_submission
 from dspex.core.codec import decode_commit, encode_event, events_of
 from dspex.core.errors import InvalidAssignment, InvalidInput, LogCorrupt, NotFound, TaskError
 from dspex.core.events import EffectRecorded, Event
@@ -39,6 +41,10 @@ class Source(Protocol):
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
         """The values that are known, by the hash of their assignment."""
 
+    @property
+    def vault(self) -> Vault:
+        """Where what is sealed or large is brought back from."""
+
     async def close(self) -> None:
         """Give back what it holds open."""
 
@@ -48,6 +54,7 @@ class BusSource:
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
+        self.vault = vault_of_bus(caller.client, caller.subjects)
 
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         return self.caller.events(**query)
@@ -70,15 +77,17 @@ class BusSource:
 class FileSource:
     """A log in a SQLite file, read without a server."""
 
-    def __init__(self, log: Log, prefix: str = "dspex") -> None:
+    def __init__(self, log: Log, prefix: str = "dspex", vault: Vault | None = None) -> None:
         self._log, self._subjects = log, Subjects(prefix)
+        self.vault = vault or vault_of_file(None)
 
     @classmethod
     async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
         """Open a file for reading only. Raises LogError when it is no log of ours."""
         from dspex.store import SqliteLog
 
-        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix)
+        log = await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True)
+        return cls(log, prefix, vault_of_file(Path(path)))
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         after = int(query.get("after", 0))
@@ -102,13 +111,15 @@ class FileSource:
 
     async def close(self) -> None:
         await self._log.close()
+        await close_vault(self.vault)
 
     async def _of_task(self, task: str) -> list[Entry]:
         found = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         door = self._subjects.door_of(found.subject) if found else None
         if found is None or door is None or door[0] != "task":
             raise NotFound(f"the log has no task {task[:40]}")
-        story = [found, *await self._log.read(aggregate("task", door[1], task))]
+        about = [await self._log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
+        story = [found, *about[0], *about[1]]
         for kind in ("outcome", "signal"):
             after = 0
             while page := await self._log.scan(after, 1000, self._subjects.door(kind, door[1])):
@@ -142,7 +153,7 @@ def _names(body: bytes, task: str) -> bool:
 @dataclass(frozen=True)
 class Story:
     """What the log has of one task: its own events, all that are about it as JSON, where its program was, and values by
-    the hash of their assignment."""
+    the hash of their assignment. `missing` says why what it holds cannot be brought back; "" when it is all there."""
 
     task: str
     program: str
@@ -150,6 +161,7 @@ class Story:
     events: list[Event]
     app: str
     known: dict[str, dict[str, Any]]
+    missing: str = ""
 
     @property
     def state(self) -> TaskState:
@@ -195,7 +207,7 @@ async def story_of(source: Source, task: str) -> Story:
         raise NotFound(f"the log has no task {task}")
     program = str(shown[0]["data"]["program"])
     app, known = await _about(source, program)
-    return _story(task, program, shown, app, known)
+    return await brought_back(_story(task, program, shown, app, known), source.vault)
 
 
 async def stories(source: Source, program: str) -> list[Story]:
@@ -206,8 +218,10 @@ async def stories(source: Source, program: str) -> list[Story]:
         if kind == "task":
             by_task.setdefault(task, []).append(event)
     app, known = await _about(source, program)
+    by_task = {task: with_submission(task, shown) for task, shown in by_task.items()}
     whole = {task: shown for task, shown in by_task.items() if shown[0]["type"] == "TaskSubmitted"}
-    return [_story(task, program, shown, app, known) for task, shown in whole.items()]
+    found = [_story(task, program, shown, app, known) for task, shown in whole.items()]
+    return [await brought_back(story, source.vault) for story in found]
 
 
 async def _about(source: Source, program: str) -> tuple[str, dict[str, dict[str, Any]]]:

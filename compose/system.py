@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import signal
 import threading
@@ -124,6 +125,13 @@ class System:
 
     async def ascore(self, task: str, score: float, feedback: str = "") -> None:
         await self._doors.score(self.program.name, task, score, feedback)
+
+    def forget(self, task: str, reason: str = "", *, force: bool = False) -> dict[str, Any]:
+        """Have the private values and large objects of a task forgotten, for good. Raises Conflict, NotFound."""
+        return self._run(self.aforget(task, reason, force=force))
+
+    async def aforget(self, task: str, reason: str = "", *, force: bool = False) -> dict[str, Any]:
+        return await self._doors.forget(task, reason, actor=getpass.getuser(), force=force)
 
     def events(self, task: str) -> list[dict[str, Any]]:
         """A task's events, oldest first, as CloudEvents."""

@@ -36,6 +36,7 @@ COMMANDS = {
     "export": ("export", "export"),
     "verify": ("archive", "verify"),
     "restore": ("archive", "restore"),
+    "forget": ("forget", "forget"),
     "vars": ("variables", "variables"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -19,7 +20,7 @@ from dspex.core.errors import Forgotten, LogCorrupt, LogError, NotFound
 from dspex.core.ports import KeyChange, Stored
 from dspex.core.subjects import valid_token
 
-__all__ = ["KEY_BYTES", "MAX_OBJECT", "FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "named"]
+__all__ = ["MAX_OBJECT", "FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "has_aside", "named"]
 
 T = TypeVar("T")
 MAX_OBJECT = 64 << 20
@@ -39,6 +40,18 @@ def named(data: bytes) -> str:
     if len(data) > MAX_OBJECT:
         raise LogError(f"a value has {len(data):,} bytes and the object store takes {MAX_OBJECT:,}")
     return hashlib.sha256(data).hexdigest()
+
+
+def has_aside(path: Path, table: str) -> bool:
+    """Whether a file is one of ours that has this table."""
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            found = file.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+            return found is not None
+    except sqlite3.Error:
+        return False
 
 
 def checked(name: str, data: bytes) -> bytes:

@@ -1,0 +1,117 @@
+"""What a story holds, brought back from where it is: keys and objects of a running system, or those in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dspex.agents.keeping import KEYS, OBJECTS
+from dspex.agents.results import said_forgotten
+from dspex.agents.vault import Vault, held_of, submission_of
+from dspex.bus.client import Client
+from dspex.bus.objects import NatsKeys, NatsObjects
+from dspex.core.codec import decode_commit, encode_event, events_of
+from dspex.core.errors import Forgotten, LogCorrupt, NotFound
+from dspex.core.events import Event, TaskForgotten
+from dspex.core.ports import Keys, Objects
+from dspex.core.subjects import Subjects
+from dspex.store.aside import FileKeys, FileObjects, MemoryKeys, MemoryObjects, has_aside
+
+if TYPE_CHECKING:
+    from dspex.compose.story import Story
+
+__all__ = ["brought_back", "carry", "close_vault", "vault_of_bus", "vault_of_file", "with_submission"]
+
+
+def vault_of_bus(client: Client, subjects: Subjects) -> Vault:
+    """Keys and objects of a running system."""
+    return Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+
+
+def vault_of_file(path: Path | None) -> Vault:
+    """Those that an export carries, or that stand beside an archive; none where there are none."""
+    objects: Objects = MemoryObjects()
+    keys: Keys = MemoryKeys()
+    for file in (path, path and path.parent / OBJECTS):
+        if file and has_aside(file, "objects"):
+            objects = FileObjects(file, readonly=True)
+            break
+    for file in (path, path and path.parent / KEYS):
+        if file and has_aside(file, "keys"):
+            keys = FileKeys(file, readonly=True)
+            break
+    return Vault(keys, objects)
+
+
+async def close_vault(vault: Vault) -> None:
+    """Give back the files that a vault has open."""
+    for each in (vault.keys, vault.objects):
+        if isinstance(each, FileKeys | FileObjects):
+            await each.close()
+
+
+async def brought_back(story: Story, vault: Vault) -> Story:
+    """The story with all that its events hold, or with the reason why it cannot be had."""
+    if not any(held_of(event.data) for event in story.events):
+        return story
+    try:
+        return dataclasses.replace(story, events=await vault.bring_back(story.events))
+    except (Forgotten, NotFound, LogCorrupt) as error:
+        said = next((_said(story.task, shown) for shown in story.shown if shown["type"] == "TaskForgotten"), str(error))
+        return dataclasses.replace(story, missing=said)
+
+
+def _said(task: str, shown: dict[str, Any]) -> str:
+    event = decode_commit(msgspec.json.encode([shown]), shown["position"])[0]
+    assert isinstance(event.data, TaskForgotten)
+    return str(said_forgotten(task, event))
+
+
+def with_submission(task: str, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A task's events, with its submission in front when its message was erased and its own events keep it."""
+    if shown[0]["type"] == "TaskSubmitted":
+        return shown
+    kept = [event for event in shown if event["type"] == "InputSealed"]
+    events = [decode_commit(msgspec.json.encode([event]), event["position"])[0] for event in kept]
+    submission = submission_of(task, events, Subjects())
+    if submission is None:
+        return shown
+    event = events_of(submission, Subjects())[0]
+    return [{"position": int(task), **msgspec.json.decode(encode_event(event))}, *shown]
+
+
+async def carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:
+    """Put the objects that events name into a new file of a log, and with `keys` the keys that seal them; how many. What
+    was forgotten meanwhile is left out. When it cannot be done, there is no file."""
+    try:
+        return await _carry(events, vault, path, keys=keys)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+async def _carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:
+    held = [found for event in events if (found := held_of(event.data))]
+    blobs = sorted({each.blob for each in held if each.blob})
+    names = sorted({each.key for each in held if each.key}) if keys else []
+    count = 0
+    if blobs:
+        async with FileObjects(path) as objects:
+            for name in blobs:
+                data = await vault.objects.get(name)
+                if data is not None:
+                    await objects.put(data)
+                    count += 1
+    if names:
+        async with FileKeys(path) as ring:
+            for name in names:
+                try:
+                    await ring.create(name, await vault.keys.get(name))
+                    count += 1
+                except (Forgotten, NotFound):
+                    pass
+    return count
