@@ -62,7 +62,13 @@ class VeiledLog:
         found = await self._log.scan(after, limit, subject)
         if subject is None and found:
             found = await self._filled(after, found)
-        veiled = [await self._veiled(entry) for entry in found]
+        plain = self._subjects.event("")
+        programs = self._subjects.event("program.")
+        veiled = [
+            entry if entry.subject.startswith(plain) and not entry.subject.startswith(programs)
+            else await self._veiled(entry)
+            for entry in found
+        ]  # fmt: skip
         return [entry for entry in veiled if entry is not None]
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncIterator[Entry]:

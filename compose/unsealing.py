@@ -85,12 +85,12 @@ def with_submission(task: str, shown: list[dict[str, Any]]) -> list[dict[str, An
 
 
 async def carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:
-    """Put the objects that events name into a new file of a log, and with `keys` the keys that seal them; how many. What
-    was forgotten meanwhile is left out. When it cannot be done, there is no file."""
+    """Put the objects that events name into a new file of a log, and with `keys` the keys that seal them; how many.
+    What was forgotten meanwhile is left out. When it cannot be done, there is no file."""
     try:
         return await _carry(events, vault, path, keys=keys)
     except BaseException:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240  (one short call)
         raise
 
 
