@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
@@ -108,3 +109,33 @@ class Large(Program):
     async def predict(self, input: Input) -> Output:
         grown = await grow(input.effect, 7) if input.effect else ""
         return self.Output(text=random.Random(8).randbytes(input.output // 2).hex(), size=len(grown))
+
+
+@effect
+async def grow_slowly() -> str:
+    """Two MiB that begin with the pid, so that a second run would give another."""
+    return f"{os.getpid():09}".ljust(2 << 20, "x")
+
+
+@effect
+async def linger(pid: int) -> int:
+    """Waits in the process that grew it, and only there."""
+    await asyncio.sleep(30 if os.getpid() == pid else 0)
+    return os.getpid()
+
+
+class Slow(Program):
+    """A large effect, then a long one."""
+
+    class Input(Schema):
+        pass
+
+    class Output(Schema):
+        size: int
+        grown: int
+
+    async def predict(self, input: Input) -> Output:
+        grown = await grow_slowly()
+        pid = int(grown[:9])
+        after = await linger(pid)
+        return self.Output(size=len(grown), grown=int(after != pid))
