@@ -20,6 +20,7 @@ from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.process import GRACE, live
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
@@ -43,7 +44,8 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over."""
+    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `master` refers
+    to the master key of private values."""
 
     name: str
     program: type[Program]
@@ -53,6 +55,7 @@ class AgentSpec:
     credentials: str | None = None
     replace: bool = False
     values: dict[str, Any] = field(default_factory=dict)
+    master: str = ""
 
 
 def code_of(program: type[Program]) -> str:
@@ -123,6 +126,7 @@ class _Agent:
         worker = self.worker = Worker(
             program, agent=spec.name, code=code_of(spec.program), client=client, log=log, subjects=subjects,
             on_worn=lambda why: self.stop(why, EXIT_RECYCLE), restored=int(place.get("restored", 0)),
+            master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,

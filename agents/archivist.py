@@ -24,7 +24,7 @@ from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, Life
-from dspex.agents.vault import Vault
+from dspex.agents.vault import Vault, master_from
 from dspex.agents.veiled import VeiledLog
 from dspex.bus import streams
 from dspex.bus.client import Client
@@ -65,6 +65,7 @@ class ArchivistSpec:
     credentials: str | None = None
     replicas: int = 3
     bounds: Bounds = field(default_factory=Bounds)
+    master: str = ""
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -128,7 +129,8 @@ class _Archivist:
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
-        vault = Vault(NatsKeys(client, self.subjects), NatsObjects(client, self.subjects))
+        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
+        vault = Vault(keys, objects, master=master_from(self.spec.master))
         veiled = VeiledLog(log, self.subjects, vault)
         working = [asyncio.create_task(self._archive(client, veiled)), asyncio.create_task(lease.keep())]
         try:

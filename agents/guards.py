@@ -52,7 +52,8 @@ class Guards:
             except (TimeoutError, ConnectionFailed):
                 pass
             if loop.time() > until:
-                raise Unavailable(f"nobody can say now whether {program} has private fields, so nothing is sent to it")
+                what = f"nobody can say now whether {program} has private fields"
+                raise Unavailable(f"{what}, so nothing was sent; try again")
             await asyncio.sleep(0.05)
         events = msgspec.json.decode(reply.data)["events"]
         if not events:

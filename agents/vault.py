@@ -7,9 +7,12 @@ dies in between leaves an object or a key that nothing names, never a name for w
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -17,11 +20,12 @@ from msgspec import UNSET, Raw
 
 from dspex.core import headers as h
 from dspex.core.codec import sealed_body
-from dspex.core.errors import Forgotten, NotFound
+from dspex.core.errors import ConfigurationError, Forgotten, LogCorrupt, NotFound
 from dspex.core.events import Event, Held, InputSealed, Payload
 from dspex.core.ports import Entry, Keys, Objects
 from dspex.core.sealing import (
     INLINE,
+    KEY,
     Guard,
     hidden,
     open_part,
@@ -35,8 +39,12 @@ from dspex.core.sealing import (
 )
 from dspex.core.subjects import Subjects
 
-__all__ = ["Key", "Sealer", "Vault", "held_of", "kept_input", "sealed_input", "submission_of", "task_key"]
+__all__ = [
+    "Key", "Sealer", "Vault", "held_of", "kept_input", "master_from", "sealed_input", "submission_of", "task_key",
+]  # fmt: skip
 
+MIN_MASTER = 32
+"""Characters of a master key, at least: it is used as it is, and must not be guessed."""
 READABLE = ("Forgotten", "MissingKey")
 """Failures that say why nothing can be sealed or opened; they hold nothing private."""
 
@@ -61,6 +69,21 @@ def task_key(epoch: str, task: str) -> str:
     return f"{epoch}-{task}"
 
 
+def master_from(reference: str) -> bytes:
+    """The master key that `env:NAME` or `file:/path` leads to; b"" for none. Raises ConfigurationError."""
+    if not reference:
+        return b""
+    scheme, _, target = reference.partition(":")
+    try:
+        words = os.environ[target] if scheme == "env" else Path(target).read_text()
+    except (KeyError, OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"[privacy] key = {reference!r} leads to nothing that can be read") from None
+    words = words.strip()
+    if len(words) < MIN_MASTER:
+        raise ConfigurationError(f"[privacy] key = {reference!r} has {len(words)} characters; {MIN_MASTER} are due")
+    return hashlib.sha256(words.encode()).digest()
+
+
 def held_of(payload: Payload) -> Held | None:
     """Where the rest of a payload is; None when it is all there."""
     held = getattr(payload, "held", UNSET)
@@ -70,8 +93,30 @@ def held_of(payload: Payload) -> Held | None:
 class Vault:
     """Keys and objects, and what goes through them. `inline` is how many bytes of a value an event may hold."""
 
-    def __init__(self, keys: Keys, objects: Objects, *, inline: int = INLINE) -> None:
-        self.keys, self.objects, self._inline = keys, objects, inline
+    def __init__(self, keys: Keys, objects: Objects, *, inline: int = INLINE, master: bytes = b"") -> None:
+        self.keys, self.objects, self._inline, self._master = keys, objects, inline, master
+
+    # -- keys
+
+    async def make(self, name: str) -> bytes:
+        """The key of this name, made now unless it is there. Raises Forgotten, NotFound as `find` does."""
+        if not self._master:
+            return self._plain(name, await self.keys.create(name))
+        fresh = seal(self._master, secrets.token_bytes(KEY), f"key/{name}")
+        return self._plain(name, await self.keys.create(name, fresh))
+
+    async def find(self, name: str) -> bytes:
+        """The key of this name. Raises Forgotten, and NotFound when it is not here or the master key is another."""
+        return self._plain(name, await self.keys.get(name))
+
+    def _plain(self, name: str, kept: bytes) -> bytes:
+        if len(kept) == KEY:
+            return kept
+        try:
+            return unseal(self._master or bytes(KEY), kept, f"key/{name}")
+        except LogCorrupt:
+            what = "it is sealed with another master key" if self._master else "it is sealed with a master key"
+            raise NotFound(f"the key {name} cannot be used: {what} (`[privacy] key`)", type="MissingKey") from None
 
     # -- bodies of door messages
 
@@ -79,7 +124,7 @@ class Vault:
         """A body that came for a private program, as it is stored: sealed with a key of its own, which is kept first.
         What goes into its headers names the key."""
         name = f"s{secrets.token_hex(16)}"
-        key = Key(name, await self.keys.create(name))
+        key = Key(name, await self.make(name))
         value, held = sealed_input(key, program, body, guard)
         return sealed_body(value, held.sealed), {h.SEALED: name}
 
@@ -88,9 +133,9 @@ class Vault:
         Raises Forgotten, NotFound."""
         name = h.sealed(headers)
         if name is not None:
-            return Key(name, await self.keys.get(name))
+            return Key(name, await self.find(name))
         name = task_key(epoch, task)
-        return Key(name, await self.keys.create(name))
+        return Key(name, await self.make(name))
 
     # -- into events
 
@@ -141,7 +186,7 @@ class Vault:
         data, task = event.data, event.aggregate.rpartition(".")[2]
         if held.key and held.key not in keys:
             try:
-                keys[held.key] = await self.keys.get(held.key)
+                keys[held.key] = await self.find(held.key)
             except Forgotten:
                 raise Forgotten(f"what task {task} held was forgotten and cannot be read", task=task) from None
             except NotFound as error:

@@ -146,7 +146,7 @@ class VeiledLog:
             return Key("forgotten", secrets.token_bytes(32))
         name = task_key(self._log.epoch, task)
         try:
-            return Key(name, await self._vault.keys.create(name))
+            return Key(name, await self._vault.make(name))
         except Forgotten:
             return None
 

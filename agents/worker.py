@@ -79,13 +79,14 @@ class Worker:
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0,
+        on_worn: Callable[[str], None], restored: int = 0, master: bytes = b"",
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
         self.restored = restored
+        self._master = master
         about = program.describe()
         self.guard = guard_of(about.input_schema, about.output_schema)
         self.vault = self.vault_on(client)
@@ -114,7 +115,8 @@ class Worker:
     def vault_on(self, client: Client) -> Vault:
         """Keys and objects over a connection."""
         inline = min(INLINE, client.max_payload // 4)
-        return Vault(NatsKeys(client, self.subjects), NatsObjects(client, self.subjects), inline=inline)
+        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
+        return Vault(keys, objects, inline=inline, master=self._master)
 
     # -- life
 

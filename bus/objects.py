@@ -19,13 +19,11 @@ import msgspec
 from dspex.bus.streams import ensure_stream, jetstream_api
 from dspex.core.errors import ConnectionFailed, Forgotten, LogCorrupt, LogError, NotFound
 from dspex.core.headers import EXPECTED
-from dspex.core.ports import Connection, KeyChange, Message, Stored
+from dspex.core.ports import MAX_OBJECT, Connection, KeyChange, Message, Stored
 from dspex.core.subjects import Subjects, valid_token
 
-__all__ = ["CHUNK", "MAX_OBJECT", "NatsKeys", "NatsObjects", "erase_message"]
+__all__ = ["CHUNK", "NatsKeys", "NatsObjects", "erase_message"]
 
-MAX_OBJECT = 64 << 20
-"""The most bytes that an object may have."""
 CHUNK = 128 << 10
 """Bytes of an object in one message."""
 IN_FLIGHT = 32

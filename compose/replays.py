@@ -145,7 +145,8 @@ async def _opened(log: str | Path | None, url: str | None) -> AsyncIterator[Sour
     else:
         settings = load_settings({"nats": url})
         server, prefix = find_server(settings)
-        source = BusSource(await Caller.connect(server, prefix=prefix, credentials=settings.credentials))
+        caller = await Caller.connect(server, prefix=prefix, credentials=settings.credentials)
+        source = BusSource(caller, settings.privacy.key)
     try:
         yield source
     finally:

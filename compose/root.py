@@ -62,6 +62,7 @@ class SystemSpec:
     archive: bool = True
     debug: bool = False
     retention: Bounds = field(default_factory=Bounds)
+    master: str = ""
 
 
 def run_root(
@@ -74,6 +75,10 @@ def run_root(
     goes to `parent`, too.
     """
     logging_to_stderr(spec.debug)
+    if spec.master:
+        from dspex.agents.vault import master_from
+
+        master_from(spec.master)  # refused here, not in another process
     folder = Folder(spec.data)
     server: Server | None = None
     try:
@@ -160,8 +165,9 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
     name = folder.name
     archivist = ArchivistSpec(
-        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention
-    )
+        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention,
+        master=spec.master,
+    )  # fmt: skip
     registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials)
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -173,7 +179,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
-            plan.values,
+            plan.values, spec.master,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:

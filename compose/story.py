@@ -52,9 +52,9 @@ class Source(Protocol):
 class BusSource:
     """The log of a running system."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, master: str = "") -> None:
         self.caller = caller
-        self.vault = vault_of_bus(caller.client, caller.subjects)
+        self.vault = vault_of_bus(caller.client, caller.subjects, master)
 
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         return self.caller.events(**query)

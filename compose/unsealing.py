@@ -11,7 +11,7 @@ import msgspec
 
 from dspex.agents.keeping import KEYS, OBJECTS
 from dspex.agents.results import said_forgotten
-from dspex.agents.vault import Vault, held_of, submission_of
+from dspex.agents.vault import Vault, held_of, master_from, submission_of
 from dspex.bus.client import Client
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.core.codec import decode_commit, encode_event, events_of
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["brought_back", "carry", "close_vault", "vault_of_bus", "vault_of_file", "with_submission"]
 
 
-def vault_of_bus(client: Client, subjects: Subjects) -> Vault:
-    """Keys and objects of a running system."""
-    return Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+def vault_of_bus(client: Client, subjects: Subjects, master: str = "") -> Vault:
+    """Keys and objects of a running system; `master` refers to its master key, when it has one."""
+    return Vault(NatsKeys(client, subjects), NatsObjects(client, subjects), master=master_from(master))
 
 
 def vault_of_file(path: Path | None) -> Vault:
@@ -110,7 +110,7 @@ async def _carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: boo
         async with FileKeys(path) as ring:
             for name in names:
                 try:
-                    await ring.create(name, await vault.keys.get(name))
+                    await ring.create(name, await vault.find(name))
                     count += 1
                 except (Forgotten, NotFound):
                     pass

@@ -61,6 +61,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(),
+        master=settings.privacy.key,
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings)
     teller.begin()

@@ -13,9 +13,13 @@ from msgspec import Struct
 from dspex.core.events import Event, Head
 
 __all__ = [
-    "Appended", "Conflict", "Connection", "Entry", "KeyChange", "Keys", "Log", "Message", "Objects", "Stored",
-    "Subscription",
+    "MAX_OBJECT", "Appended", "Conflict", "Connection", "Entry", "KeyChange", "Keys", "Log", "Message", "Objects",
+    "Stored", "Subscription",
 ]  # fmt: skip
+
+
+MAX_OBJECT = 64 << 20
+"""The most bytes that an object beside the log may have."""
 
 
 class Entry(Struct, frozen=True, kw_only=True):

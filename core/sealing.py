@@ -34,8 +34,8 @@ from dspex.core.events import (
 )
 
 __all__ = [
-    "INLINE", "PRIVATE", "SECRET_PATTERN", "Guard", "guard_of", "hidden", "open_part", "opened", "place_of", "seal",
-    "text_of", "unseal", "value_of", "with_value",
+    "INLINE", "KEY", "PRIVATE", "SECRET_PATTERN", "Guard", "guard_of", "hidden", "open_part", "opened", "place_of",
+    "seal", "text_of", "unseal", "value_of", "with_value",
 ]  # fmt: skip
 
 PRIVATE = "x-dspex-private"

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from dspex.core.errors import Forgotten, LogCorrupt, LogError, NotFound
-from dspex.core.ports import KeyChange, Stored
+from dspex.core.ports import MAX_OBJECT, KeyChange, Stored
 from dspex.core.subjects import valid_token
 
-__all__ = ["MAX_OBJECT", "FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "has_aside", "named"]
+__all__ = ["FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "has_aside", "named"]
 
 T = TypeVar("T")
-MAX_OBJECT = 64 << 20
-"""The most bytes that an object may have."""
 KEY_BYTES = 32
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS named (epoch TEXT, program TEXT, task TEXT, object TEXT, position INTEGER,"
