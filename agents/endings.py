@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dspex.agents.recorder import Superseded
 from dspex.agents.results import Results
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting
+from dspex.agents.writer import Superseded
 from dspex.bus.client import Client
 from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK
@@ -110,7 +110,7 @@ class Endings:
             times.append(run.deadline)
         if times:
             await self.waiting.arm(run.id, min(times))
-        if isinstance(await run.commit(run.claimed_by([*rest, *waits])), Conflict):
+        if isinstance(await run.commit(run.events(run.claimed_by([*rest, *waits]))), Conflict):
             raise Superseded(f"task {run.id} was taken over by another attempt")
         # A signal that came while we were writing found no one waiting: look once more, now that everybody can see it.
         for name in {wait.signal for wait in waits if wait.signal}:

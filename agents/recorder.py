@@ -14,27 +14,21 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from contextvars import Context
 from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from dspex.core.effects import Call, Diverged, failed, outcome_of, recorded, unseen, with_idempotency
-from dspex.core.errors import DspexError, EffectFailed, LimitExceeded
-from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskClaimed, TaskSleeping
+from dspex.agents.writer import MAX_COMMIT, Writer, Writing
+from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
+from dspex.core.errors import EffectFailed, LimitExceeded
+from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
-from dspex.core.ports import Appended, Conflict
+from dspex.core.request import shown_request
 
-__all__ = ["Attempt", "Recorder", "Superseded", "Suspended"]
+__all__ = ["Attempt", "Recorder", "Suspended"]
 
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
-MAX_COMMIT = 256 << 10
-"""Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""
-RECORD = 512
-"""Bytes that a record takes beside its result."""
-BEHIND = 0.02
-"""Seconds that a record may wait for a companion before it is written although nothing asks for it."""
 QUIET = 0.005
 """Seconds without an effect under way after which a run is put to sleep, when all of its branches wait."""
 LINGER = 0.25
@@ -52,16 +46,8 @@ class Suspended(BaseException):
     so that no program takes it for one of its own."""
 
 
-class Superseded(DspexError):
-    """Another attempt has the task now; this one must leave no trace."""
-
-
-class Attempt(Protocol):
+class Attempt(Writing, Protocol):
     """What the recorder needs to know and do about the attempt it records."""
-
-    @property
-    def id(self) -> str:
-        """The task's id."""
 
     @property
     def limit(self) -> int:
@@ -71,14 +57,7 @@ class Attempt(Protocol):
     def branches(self) -> set[asyncio.Task[Any]]:
         """The branches of the run that have not ended, without the main one."""
 
-    claimed: bool
     suspended: bool
-
-    def claim(self) -> TaskClaimed:
-        """The event that claims the task for this attempt."""
-
-    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
-        """Append behind `head`, and move `head` when it was taken."""
 
     async def signals(self, name: str) -> list[SignalReceived]:
         """The signals of a name that have reached the task, in the order of their positions."""
@@ -103,17 +82,14 @@ class Recorder:
     def __init__(self, attempt: Attempt, history: Iterable[Event], loop: asyncio.AbstractEventLoop) -> None:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
-        self._known, self._until, self._life = memory.records, memory.until, memory.life
-        self._pending: list[Payload] = []
-        self._writing: asyncio.Task[None] | None = None
-        self._later: asyncio.TimerHandle | None = None
-        self._stored = self._in_flight = 0
+        self._known, self._until = memory.records, memory.until
+        self._life = f"{attempt.id}/{memory.life}"
+        self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()
         self._parked: set[asyncio.Task[Any]] = set()
         self.waits: dict[str, TaskSleeping] = {}
         self.broken: BaseException | None = None
-        self._unwritten: BaseException | None = None
         self.closed = False
 
     # -- the Runtime port
@@ -122,27 +98,32 @@ class Recorder:
         """Look the effect up, or perform and record it."""
         record = self._look_up(call)
         if record is None:
-            with self._busy(), unseen():
-                if call.outside:
-                    try:
-                        await self.flush()
-                    except Exception as error:
-                        self._break(error)
-                    self._check()
-                if call.private:
-                    self._attempt.seal_effect(call.key)
-                record = await self._act(call)
+            self._under_way += 1
+            try:
+                with Performing(self._life, call.key):
+                    # What may be done again need not wait, within a bound.
+                    if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                        try:
+                            await self.writer.flush()
+                        except Exception as error:
+                            self._break(error)
+                        self._check()
+                    if call.private:
+                        self._attempt.seal_effect(call.key)
+                    record = await self._act(call)
+            finally:
+                self._under_way -= 1
+                self._active = self._loop.time()
             self._check()
             self._note(record)
-            if call.outside and self._later is None:
-                self._later = self._loop.call_later(BEHIND, self._write_behind)
+            if call.outside:
+                self.writer.write_soon()
         return outcome_of(call, record)
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()
         try:
-            result = await with_idempotency(self._idempotency_key(call.key), call.act)()
-            record = recorded(call, result, time.perf_counter() - started)
+            record = recorded(call, await call.act(), time.perf_counter() - started)
             size = len(bytes(record.result))
             if size > self._attempt.limit:
                 raise EffectFailed(
@@ -224,7 +205,7 @@ class Recorder:
         return await self._attempt.call(program, body, key)
 
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- waiting
 
@@ -275,70 +256,20 @@ class Recorder:
 
     # -- writing
 
-    async def flush(self) -> None:
-        """Return when the claim and everything recorded so far is in the log. Raises Superseded, LogError."""
-        if not self._attempt.claimed and not self._pending and self._writing is None:
-            self._pending.append(self._attempt.claim())
-        # Not until nothing is left: what other branches record meanwhile is not ours to wait for.
-        upto = self._stored + self._in_flight + len(self._pending)
-        while self._stored < upto:
-            if self._unwritten:
-                raise self._unwritten
-            await asyncio.shield(self._writing or self._begin_writing())
-
     async def rest(self, room: int = MAX_COMMIT) -> list[Payload]:
         """What has not been written, at most `room` bytes, for the last commit to take along. The run is over then."""
-        self.close()
-        while self._writing or sum(map(_size, self._pending)) > min(room, MAX_COMMIT):
-            await self.flush()
-        if self._unwritten:  # records are lost: what ends the run must not be stored as if there had been none
-            raise self._unwritten
-        rest, self._pending = self._pending, []
-        return rest
+        self.closed = True
+        return await self.writer.rest(room)
 
     def close(self) -> None:
         """The run is over: nothing more is performed or recorded."""
         self.closed = True
-        if self._later:
-            self._later.cancel()
-
-    def _begin_writing(self) -> asyncio.Task[None]:
-        # Past the task factory and in an empty context: this is no branch of the program.
-        self._writing = asyncio.Task(self._write(), loop=self._loop, name="dspex-record", context=Context())
-        return self._writing
-
-    def _write_behind(self) -> None:
-        self._later = None
-        if self._pending and not (self._writing or self.closed or self.broken):
-            self._begin_writing()
-
-    async def _write(self) -> None:
-        try:
-            await self._write_batch()
-        except Exception as error:
-            self._unwritten = error
-            self.broken = self.broken or error
-        finally:
-            self._writing = None
-            if self._pending and self._later is None and not self.closed:
-                self._later = self._loop.call_later(BEHIND, self._write_behind)
-
-    async def _write_batch(self) -> None:
-        count = size = 0
-        while count < len(self._pending) and (not count or size + _size(self._pending[count]) <= MAX_COMMIT):
-            size += _size(self._pending[count])
-            count += 1
-        batch, self._pending, self._in_flight = self._pending[:count], self._pending[count:], count
-        if not self._attempt.claimed and not isinstance(batch[0], TaskClaimed):
-            batch.insert(0, self._attempt.claim())
-        if isinstance(await self._attempt.commit(batch), Conflict):
-            raise Superseded(f"task {self._attempt.id} was taken over by another attempt")
-        self._stored, self._in_flight = self._stored + count, 0
+        self.writer.close()
 
     def _note(self, record: EffectRecorded) -> None:
         if not self.closed:
             self._known[record.key] = record
-            self._pending.append(record)
+            self.writer.add(record)
 
     # -- what ends a run
 
@@ -347,8 +278,11 @@ class Recorder:
         if self.closed or self.broken or self._attempt.suspended:
             raise Suspended
 
-    def _break(self, error: BaseException) -> NoReturn:
+    def _lose(self, error: BaseException) -> None:
         self.broken = self.broken or error
+
+    def _break(self, error: BaseException) -> NoReturn:
+        self._lose(error)
         raise Suspended from error
 
     def _look_up(self, call: Call) -> EffectRecorded | None:
@@ -357,22 +291,12 @@ class Recorder:
         if record is None:
             self._limit(call.key)
         elif record.digest != call.digest:
-            self._break(Diverged("arguments", call.key, f"{record.name} {record.digest}", f"{call.name} {call.digest}"))
+            self._break(Diverged("arguments", call.key, shown_request(record), call.shown))
         return record
 
     def _limit(self, key: str) -> None:
         if len(self._known) >= MAX_RECORDS:
             raise LimitExceeded(f"a task may have {MAX_RECORDS:,} effects; {key} is one more")
-
-    def _idempotency_key(self, key: str) -> str:
-        return hashlib.sha256(f"{self._attempt.id}/{self._life}/{key}".encode()).hexdigest()[:32]
-
-
-def _size(payload: Payload) -> int:
-    """About how many bytes a payload takes in a commit."""
-    if isinstance(payload, EffectRecorded):
-        return RECORD + len(bytes(payload.result)) + 4 * sum(len(str(value)) for value in payload.arguments)
-    return RECORD
 
 
 def _is_running(loop: asyncio.AbstractEventLoop) -> bool:

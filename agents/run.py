@@ -117,8 +117,8 @@ class Run:
         return self.sealing
 
     async def put_away(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
-        """The payloads as the log keeps them; nearly always as they are."""
-        if not (self.private or self.seat.guard.private or any(map(_is_large, payloads))):
+        """The payloads as the log keeps them; nearly always as they are. The same give the same again."""
+        if not self._is_kept_elsewhere(payloads):
             return payloads
         kept = await self.seat.vault.put_away(payloads, self.program, self.seat.guard, self)
         if self.exposed and payloads:
@@ -128,6 +128,19 @@ class Run:
             sealed = kept_input(key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at)
             kept.insert(isinstance(kept[0], TaskClaimed), sealed)
         return kept
+
+    def _is_kept_elsewhere(self, payloads: Sequence[Payload]) -> bool:
+        """Whether anything of these may be sealed, or is too large for an event."""
+        return bool(self.private or self.seat.guard.private or any(map(_is_large, payloads)))
+
+    def _as_kept(self, events: Sequence[Event], kept: Sequence[Payload]) -> list[Event]:
+        """Events of what is kept, with the time of those that they stand for: an append that is tried again must be the
+        same append."""
+        first = events[0]
+        return [
+            Event(first.aggregate, version, first.time, first.source, first.correlation, first.causation, payload)
+            for version, payload in enumerate(kept, first.version)
+        ]
 
     @property
     def scope(self) -> Scope:
@@ -163,10 +176,11 @@ class Run:
             self.seal_effect(f"call.{program}")
         return await self.seat.calls.call(program, body, key, self.id)
 
-    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
+    async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""
-        kept = await self.put_away(payloads)
-        result = await self.seat.log.append(self.aggregate, self.events(kept), self.head)
+        if self._is_kept_elsewhere([event.data for event in events]):
+            events = self._as_kept(events, await self.put_away([event.data for event in events]))
+        result = await self.seat.log.append(self.aggregate, events, self.head)
         if isinstance(result, Appended):
             self.head = result.head
             self.claimed = True

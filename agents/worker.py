@@ -21,12 +21,13 @@ from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
-from dspex.agents.recorder import Superseded, Suspended
+from dspex.agents.recorder import Suspended
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
 from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting, Woken
+from dspex.agents.writer import Superseded
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.pull import ACK, NAK, Delivery, Puller

@@ -16,7 +16,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Self
 
 from nats.errors import Error as NatsError
@@ -284,18 +283,9 @@ class Client:
 def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
     if headers is None:
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
-    block = _block(tuple(headers.items())) if len(headers) == 1 else _new_block(tuple(headers.items()))
+    block = f"NATS/1.0\r\n{''.join([_field(name, value) for name, value in headers.items()])}\r\n".encode()
     size = len(block)
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
-
-
-def _new_block(headers: tuple[tuple[str, str], ...]) -> bytes:
-    fields = "".join([_field(name, value) for name, value in headers])
-    return f"NATS/1.0\r\n{fields}\r\n".encode()
-
-
-# A compare-and-set carries one short header, and nearly always the same: the first commit of a task expects 0.
-_block = lru_cache(maxsize=64)(_new_block)
 
 
 def _field(name: str, value: str) -> str:

@@ -36,7 +36,7 @@ class HttpReply(Schema):
     body: str
 
 
-@effect
+@effect(hidden=("headers",))
 def http(
     method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | bytes | None = None,
     timeout: float = TIMEOUT,

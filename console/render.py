@@ -181,6 +181,15 @@ def who(event: dict[str, Any]) -> str:
     return clean(str(event.get("source", "")).rpartition("/")[2])
 
 
+def _arguments(request: Any) -> str:
+    """What an effect was asked, when that was recorded and is not nothing."""
+    if not isinstance(request, list) or len(request) != 2:
+        return ""
+    args, kwargs = request
+    words = [compact(value) for value in args] + [f"{name}={compact(value)}" for name, value in kwargs.items()]
+    return f"({', '.join(words)})" if words else ""
+
+
 def gist(event: dict[str, Any]) -> str:
     """What an event says, in one short line."""
     data: dict[str, Any] = event["data"] if isinstance(event.get("data"), dict) else {}
@@ -195,7 +204,7 @@ def gist(event: dict[str, Any]) -> str:
         case "EffectRecorded":
             raised = data.get("error", "").partition(":")[2]
             gave = f"raised {raised} {compact(data['arguments'])}" if raised else compact(data.get("result"))
-            return clean(f"{data['key']} → {gave}")
+            return clean(f"{data['key']}{_arguments(data.get('request'))} → {gave}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
             until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""

@@ -13,7 +13,7 @@ from dspex.console.render import bold, clock, compact, dim, duration, is_termina
 
 if TYPE_CHECKING:
     from dspex.compose.story import Story
-    from dspex.core.events import EffectRecorded, Event
+    from dspex.core.events import Event
 
 __all__ = ["step"]
 
@@ -72,15 +72,16 @@ def _said(event: Event) -> tuple[Any, Any]:
         TaskSleeping,
         TaskSubmitted,
     )  # fmt: skip
+    from dspex.core.request import shown_request
 
     match event.data:
         case TaskSubmitted(input=body):
             return json.loads(bytes(body)), None
         case EffectRecorded(error=error, arguments=arguments) if error:
             words = ", ".join(map(str, arguments))
-            return _request(event.data), f"raised {error.partition(':')[2]}: {words}"
+            return shown_request(event.data), f"raised {error.partition(':')[2]}: {words}"
         case EffectRecorded(result=body):
-            return _request(event.data), json.loads(bytes(body))
+            return shown_request(event.data), json.loads(bytes(body))
         case TaskClaimed(agent=agent, attempt=attempt, assignment=assignment):
             return f"attempt {attempt} by {agent}, values {assignment[:8]}", None
         case TaskSleeping(until=until, signal=signal):
@@ -93,11 +94,6 @@ def _said(event: Event) -> tuple[Any, Any]:
             return None, f"{code} {kind}: {detail or message}"
         case _:
             return None, None
-
-
-def _request(record: EffectRecorded) -> str:
-    """What was asked: the log has the name and a hash of the arguments."""
-    return record.name if record.digest in ("", record.name) else f"{record.name} {record.digest}"
 
 
 def _between(first: Event, event: Event) -> float:

@@ -87,21 +87,24 @@ def encode_event(event: Event) -> bytes:
 
 def encode_commit(events: Sequence[Event]) -> bytes:
     """One commit's bytes: a JSON array of CloudEvents."""
-    common, (before, between) = _common(events[0]), _shared(events[0])
-    parts = []
-    for event in events:
-        if _common(event) != common:  # never so for commits that are made here
-            before, between = _shared(event)
-            common = _common(event)
-        parts.append(_encoded(event, before, between))
+    first = events[0]
+    before, between = _shared(first)
+    parts = [
+        _encoded(event, before, between) if _alike(event, first) else encode_event(event)  # never so for our commits
+        for event in events
+    ]
     return b"[%b]" % b",".join(parts)
 
 
 # Put together by hand because it is on the path of every task; what may need escaping goes through the encoder.
 
 
-def _common(event: Event) -> tuple[str, ...]:
-    return event.time, event.aggregate, event.source, event.correlation, event.causation
+def _alike(event: Event, first: Event) -> bool:
+    """Whether two events of a commit differ in nothing but version and data."""
+    return event is first or (
+        event.time == first.time and event.aggregate == first.aggregate and event.source == first.source
+        and event.correlation == first.correlation and event.causation == first.causation
+    )  # fmt: skip
 
 
 def _shared(event: Event) -> tuple[bytes, bytes]:

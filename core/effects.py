@@ -16,8 +16,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 import msgspec
 from msgspec import Raw
@@ -26,10 +25,11 @@ from pydantic_core import to_json
 
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
+from dspex.core.request import as_code, places_of, request_of
 
 __all__ = [
-    "Call", "Diverged", "Effect", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program", "effect",
-    "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen", "with_idempotency",
+    "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
+    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -90,12 +90,11 @@ class Scope:
         return f"{place}#{number}"
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request for an effect. `act` performs it; `adapter` gives its result a form in JSON and back.
 
-    `outside` says that it leaves the process, so that everything it depends on must be on disk before; `private` that
-    its record is sealed.
+    `outside` says that it leaves the process, so that everything it depends on must be on disk before; `read_only` that
+    it changes nothing there, so that it may be done again and need not wait; `private` that its record is sealed.
     """
 
     key: str
@@ -104,6 +103,8 @@ class Call:
     act: Callable[[], Awaitable[Any]]
     adapter: TypeAdapter[Any]
     outside: bool = True
+    read_only: bool = False
+    request: bytes = b"null"
     private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -112,9 +113,7 @@ class Call:
         """The request as code would write it, in a line: `step('t1', n=2)`."""
         if self.arguments is None:
             return f"{self.name}()"
-        args, kwargs = self.arguments
-        words = [_short(value) for value in args] + [f"{name}={_short(value)}" for name, value in kwargs.items()]
-        return f"{self.name}({', '.join(words)})"
+        return as_code(self.name, *self.arguments)
 
 
 class Runtime(Protocol):
@@ -147,14 +146,14 @@ class Runtime(Protocol):
 
 _scope: ContextVar[Scoped | None] = ContextVar("dspex_scope", default=None)
 _module: ContextVar[str] = ContextVar("dspex_module", default="")
-_idempotency: ContextVar[str] = ContextVar("dspex_idempotency", default="")
 
 
 class Scoped(Protocol):
-    """What has a scope: a scope itself, or a run that makes its own when it is asked."""
+    """What has a scope: a scope itself, or a run that makes its own when it is asked. None: what is done here is no
+    part of a program."""
 
     @property
-    def scope(self) -> Scope: ...
+    def scope(self) -> Scope | None: ...
 
 
 def begin(run: Scoped) -> None:
@@ -185,9 +184,9 @@ def branching(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
     """A task factory: a task that is started inside a run is a branch of its own, numbered when it is started."""
     given = options.pop("context", None)
     run: Scoped | None = _scope.get() if given is None else given.get(_scope)
-    if run is None:
+    scope = None if run is None else run.scope
+    if scope is None:
         return asyncio.Task(coroutine, loop=loop, context=given, **options)
-    scope = run.scope
     context = given or copy_context()
     context.run(_scope.set, scope.branch())
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context, **options)
@@ -207,78 +206,100 @@ def unseen() -> Iterator[None]:
         _scope.reset(token)
 
 
+class Performing:
+    """`with Performing(…):` one effect is performed. What it does is part of it: effects inside of it are not recorded
+    themselves, and it has an idempotency key, made of the task's `life` and the effect's `place`."""
+
+    __slots__ = ("_life", "_place", "_token")
+    scope = None
+
+    def __init__(self, life: str, place: str) -> None:
+        self._life, self._place = life, place
+
+    def __enter__(self) -> None:
+        self._token = _scope.set(self)
+
+    def __exit__(self, *raised: object) -> None:
+        _scope.reset(self._token)
+
+    @property
+    def idempotency_key(self) -> str:
+        return hashlib.sha256(f"{self._life}/{self._place}".encode()).hexdigest()[:32]
+
+
 def idempotency_key() -> str:
     """Inside an effect: a key that is the same whenever this very effect of this task is performed again.
 
     Give it to the outside (a payment, an API that takes one), so that a repeat after a crash is recognised.
     """
-    return _idempotency.get()
-
-
-def with_idempotency(key: str, act: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """`act`, seeing `key` as its idempotency key. Effects inside of it are part of it, and not recorded themselves."""
-
-    async def perform() -> Any:
-        token = _idempotency.set(key)
-        try:
-            with unseen():
-                return await act()
-        finally:
-            _idempotency.reset(token)
-
-    return perform
+    inside = _scope.get()
+    return inside.idempotency_key if isinstance(inside, Performing) else ""
 
 
 class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
 
-    def __init__(self, function: Callable[P, Any], name: str | None = None, private: bool = False) -> None:
+    def __init__(
+        self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
+        hidden: Sequence[str] = (), private: bool = False,
+    ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
         self.name = name or function.__name__
+        self.read_only = read_only
         self._is_async = inspect.iscoroutinefunction(function)
-        self._adapter: TypeAdapter[Any] | None = None
 
-    @property
+    @functools.cached_property
     def adapter(self) -> TypeAdapter[Any]:
         """How the result becomes JSON and back: by the annotation of the function."""
-        if self._adapter is None:
-            hints = inspect.get_annotations(self._function, eval_str=True)
-            self._adapter = TypeAdapter(hints.get("return", Any))
-        return self._adapter
+        hints = inspect.get_annotations(self._function, eval_str=True)
+        return TypeAdapter(hints.get("return", Any))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        scope, in_loop = here(), _in_loop()
+        scope, in_loop, name = here(), _in_loop(), self.name
         if scope is None:
             if in_loop and not self._is_async:
                 return asyncio.to_thread(self._function, *args, **kwargs)
             result = self._function(*args, **kwargs)
             return result if in_loop or not self._is_async else asyncio.run(result)
+        function: Callable[..., Any] = self._function
+        key = scope.place(name)
+        digest, request = request_of(name, args, kwargs, self._hidden)
         call = Call(
-            key=scope.place(self.name), name=self.name, digest=digest_of(self.name, args, kwargs),
-            act=lambda: self._act(args, kwargs), adapter=self.adapter, private=self.private, arguments=(args, kwargs),
+            key=key, name=name, digest=digest, request=request,
+            act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
+            adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
-    async def _act(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._is_async:
-            return await self._function(*args, **kwargs)
-        return await asyncio.to_thread(self._function, *args, **kwargs)
 
-
-def effect(function: Callable[P, Any] | None = None, *, name: str | None = None, private: bool = False) -> Any:
+@overload
+def effect(function: Callable[P, Any]) -> Any: ...
+@overload
+def effect(
+    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False
+) -> Callable[[Callable[P, Any]], Any]: ...
+def effect(
+    function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
+    hidden: Sequence[str] = (), private: bool = False,
+) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
     Its result is recorded, so it must have a form in JSON: annotate what it returns. It is performed once per task and
     place, whatever crashes; if the process dies while it is under way, it is performed again with the same
-    `idempotency_key()`. `private` seals what is recorded of it with the task's key; in a program with a Private field
-    every effect is sealed.
+    `idempotency_key()`. `read_only=True` promises that it changes nothing outside: then it does not wait until the log
+    has what came before, and the last few of them may be performed again when the process dies.
+
+    The arguments of a call are recorded with its result, up to 16 KiB; `hidden` names parameters whose values are not.
+    `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
+    sealed. Raises DefinitionError for a hidden parameter that the function has not.
     """
     if function is None:
-        return lambda real: Effect(real, name, private)
-    return Effect(function, name, private)
+        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden, private=private)
+    return Effect(function, name, read_only=read_only, hidden=hidden, private=private)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
@@ -300,59 +321,40 @@ def call_program(program: str, fields: dict[str, Any]) -> Any:
     if scope is None:
         raise RuntimeError(f"nobody runs {program!r}: this program runs outside of a system")
     body = to_json(fields)
+    digest, request = request_of(program, (), fields)
 
     async def act() -> Any:
         return msgspec.json.decode(await scope.runtime.call(program, body, idempotency_key()))
 
+    name = f"call.{program}"
     call = Call(
-        key=scope.place(f"call.{program}"), name=f"call.{program}", digest=digest_of(program, (), fields), act=act,
-        adapter=_adapter(Any),
-    )  # fmt: skip
+        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any)
+    )
     return scope.runtime.perform(call) if _in_loop() else scope.runtime.perform_in_thread(call)
 
 
 _adapter = functools.lru_cache(maxsize=64)(TypeAdapter)
 
 
-def digest_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """A hash of a request, 16 hex digits: what was asked, whatever the place."""
-    try:
-        body = to_json([name, args, dict(sorted(kwargs.items()))], fallback=_opaque)
-    except Exception:
-        body = name.encode()
-    return hashlib.sha256(body).hexdigest()[:16]
-
-
-def _short(value: object) -> str:
-    """A value's own words, of bounded length, whatever its `__repr__` does."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _opaque(value: object) -> str:
-    """What stands in the hash for an object without a form in JSON: only its type, for its address changes."""
-    return f"<{type(value).__module__}.{type(value).__qualname__}>"
-
-
 def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
     """The record of an effect that gave a result. Raises EffectFailed when the result has no form in JSON."""
     try:
-        body = call.adapter.dump_json(result, warnings="none")
+        body = call.adapter.serializer.to_json(result, warnings=False)
         msgspec.json.decode(body)
     except Exception as error:
         raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
-    return EffectRecorded(key=call.key, name=call.name, digest=call.digest, result=Raw(body), seconds=round(seconds, 6))
+    return EffectRecorded(
+        key=call.key, name=call.name, digest=call.digest, request=Raw(call.request), result=Raw(body),
+        seconds=round(seconds, 6),
+    )  # fmt: skip
 
 
 def failed(call: Call, error: BaseException, seconds: float) -> EffectRecorded:
     """The record of an effect that raised."""
     kind = type(error)
     return EffectRecorded(
-        key=call.key, name=call.name, digest=call.digest, error=f"{kind.__module__}:{kind.__qualname__}",
-        arguments=_arguments(error), seconds=round(seconds, 6),
+        key=call.key, name=call.name, digest=call.digest, request=Raw(call.request),
+        error=f"{kind.__module__}:{kind.__qualname__}", arguments=_arguments(error), seconds=round(seconds, 6),
     )  # fmt: skip
 
 
@@ -383,7 +385,7 @@ def outcome_of(call: Call, record: EffectRecorded) -> Any:
     if record.error:
         raise _exception(record)
     try:
-        return call.adapter.validate_json(bytes(record.result))
+        return call.adapter.validator.validate_json(bytes(record.result))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise EffectFailed(f"{call.name} gave what its annotation does not allow: {first}", name=call.name) from None

@@ -87,13 +87,14 @@ class TaskClaimed(Payload, frozen=True, kw_only=True):
 
 
 class EffectRecorded(Payload, frozen=True, kw_only=True):
-    """An effect was performed. `key` is its place, `digest` a hash of what was asked; `result` is what it gave, or
-    `error` the class (`module:name`) and `arguments` those of what it raised; for a signal, `arguments` is where it
-    stands. `seconds` is how long it took."""
+    """An effect was performed. `key` is its place, `digest` a hash of what was asked, `request` what that was
+    (`[positional, by name]`, null when it is large); `result` is what it gave, or `error` the class (`module:name`) and
+    `arguments` those of what it raised; for a signal, `arguments` is where it stands. `seconds` is how long it took."""
 
     key: str
     name: str
     digest: str
+    request: Raw = Raw(b"null")
     result: Raw = Raw(b"null")
     error: str = ""
     arguments: list[str | int | float | bool | None] = field(default_factory=list)

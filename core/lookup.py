@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from dspex.core.effects import Call, Scope, outcome_of
 from dspex.core.events import EffectRecorded
+from dspex.core.request import shown_request
 
 __all__ = ["Difference", "Lookup", "Parted", "Stopped", "Traced", "Watch"]
 
@@ -198,16 +199,16 @@ class Lookup:
         expected, kind, place = first.expected, first.kind, first.key
         later = expected is not None and (expected.name, expected.digest) in self._after
         if kind == "reordered" and expected and not self._strict and not later:
-            return Difference("removed", expected.key, _said(expected), None, first.where)
+            return Difference("removed", expected.key, shown_request(expected), None, first.where)
         if kind == "arguments" and later:
             kind = "added"
-        return Difference(kind, place, _said(expected) if expected else None, first.shown, first.where)
+        return Difference(kind, place, shown_request(expected) if expected else None, first.shown, first.where)
 
     def unasked(self) -> Difference | None:
         """The first record that nothing asked for."""
         for branch in self._branches.values() if not self._cut else ():
             for record in branch.needed():
-                return Difference("removed", record.key, _said(record), None)
+                return Difference("removed", record.key, shown_request(record), None)
         return None
 
     # -- inside
@@ -276,10 +277,6 @@ class Lookup:
         for branch in [*self._parked, *([self.main] if self.main else [])]:
             if not branch.done():
                 branch.cancel()
-
-
-def _said(record: EffectRecorded) -> str:
-    return f"{record.name} {record.digest}".rstrip()
 
 
 def _branch(key: str) -> str:

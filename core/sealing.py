@@ -196,7 +196,7 @@ def hidden(payload: Payload, guard: Guard) -> tuple[Payload, bytes] | None:
     found: Payload
     match payload:
         case EffectRecorded():  # a digest of few possible requests would tell which one it was
-            found = msgspec.structs.replace(payload, digest="", result=_NULL, arguments=[])
+            found = msgspec.structs.replace(payload, digest="", request=_NULL, result=_NULL, arguments=[])
         case TaskCompleted(output=output):
             found = msgspec.structs.replace(payload, output=open_part(bytes(output), guard.output))
         case TaskFailed():

@@ -11,7 +11,8 @@ import pytest
 
 from dspex import EffectFailed, Secret, http
 from dspex.compose.http import MAX_REPLY
-from dspex.core.effects import digest_of, with_idempotency
+from dspex.core.effects import Performing
+from dspex.core.request import request_of
 
 SEEN: list[dict[str, str]] = []
 
@@ -48,12 +49,11 @@ async def test_the_answer_has_status_headers_and_body(url: str) -> None:
 
 
 async def test_a_repeat_carries_the_same_key(url: str) -> None:
-    async def send() -> Any:
-        return await http("POST", url, body="")
-
+    performing = Performing("7/0", "p.http#0")
     for _ in range(2):
-        await with_idempotency("k1", send)()
-    assert [seen["idempotency-key"] for seen in SEEN[-2:]] == ["k1", "k1"]
+        with performing:
+            await http("POST", url, body="")
+    assert [seen["idempotency-key"] for seen in SEEN[-2:]] == [performing.idempotency_key] * 2
 
 
 def test_a_secret_is_looked_up_inside(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +61,10 @@ def test_a_secret_is_looked_up_inside(url: str, monkeypatch: pytest.MonkeyPatch)
     headers = {"Authorization": Secret("env:DSPEX_TEST_TOKEN")}
     http("POST", url, body="", headers=headers)
     assert SEEN[-1]["authorization"] == "hush"
-    before = digest_of("http", ("POST", url), {"headers": headers})
+    before = request_of("http", ("POST", url), {"headers": headers})
     monkeypatch.setenv("DSPEX_TEST_TOKEN", "other")
-    assert digest_of("http", ("POST", url), {"headers": headers}) == before
+    assert request_of("http", ("POST", url), {"headers": headers}) == before
+    assert http._hidden == [(2, "headers")], "a header may hold what no log should"
     with pytest.raises(EffectFailed, match="no secret at env:DSPEX_NOT_SET"):
         http("POST", url, headers={"A": Secret("env:DSPEX_NOT_SET")})
 

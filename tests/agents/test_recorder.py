@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,11 +11,23 @@ from msgspec import Raw
 from pydantic import TypeAdapter
 
 from dspex.agents import recorder as module
-from dspex.agents.recorder import Recorder, Superseded, Suspended
-from dspex.core.effects import Call, Diverged
+from dspex.agents.recorder import Recorder, Suspended
+from dspex.agents.writer import BEHIND, MAX_COMMIT, Superseded
+from dspex.core.codec import encode_commit
+from dspex.core.effects import Call, Diverged, idempotency_key
 from dspex.core.errors import EffectFailed, LimitExceeded, LogError
-from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed, TaskSleeping
+from dspex.core.events import (
+    EffectRecorded,
+    Event,
+    Head,
+    Payload,
+    SignalReceived,
+    TaskClaimed,
+    TaskRetried,
+    TaskSleeping,
+)
 from dspex.core.ports import Appended, Conflict
+from dspex.store.memory import MemoryLog
 
 
 class Fake:
@@ -35,7 +47,10 @@ class Fake:
     def claim(self) -> TaskClaimed:
         return TaskClaimed(attempt=1, agent="a", assignment="x")
 
-    async def commit(self, payloads: list[Payload]) -> Appended | Conflict:
+    def events(self, payloads: Sequence[Payload]) -> list[Event]:
+        return [_event(payload) for payload in payloads]
+
+    async def commit(self, events: list[Event]) -> Appended | Conflict:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
@@ -44,7 +59,7 @@ class Fake:
             self.under_way -= 1
         if isinstance(answer, Conflict):
             return answer
-        self.commits.append(list(payloads))
+        self.commits.append([event.data for event in events])
         self.claimed = True
         return Appended(Head(1, 1))
 
@@ -73,11 +88,11 @@ async def recorder(fake: Fake) -> Recorder:
     return Recorder(fake, [], asyncio.get_running_loop())
 
 
-def call(key: str, act: Callable[[], Any] = lambda: 1, *, outside: bool = True, digest: str = "d") -> Call:
+def call(key: str, act: Callable[[], Any] = lambda: 1, *, digest: str = "d", **kind: bool) -> Call:
     async def perform() -> Any:
         return act()
 
-    return Call(key=key, name=key, digest=digest, act=perform, adapter=TypeAdapter(Any), outside=outside)
+    return Call(key=key, name=key, digest=digest, act=perform, adapter=TypeAdapter(Any), **kind)
 
 
 async def test_the_claim_is_in_the_log_before_the_first_effect_leaves(fake: Fake, recorder: Recorder) -> None:
@@ -104,7 +119,7 @@ async def test_what_stays_inside_is_taken_along_by_the_last_commit(fake: Fake, r
 
 async def test_a_record_is_written_soon_though_nothing_asks_for_it(fake: Fake, recorder: Recorder) -> None:
     await recorder.perform(call("a"))
-    await asyncio.sleep(module.BEHIND + 0.05)
+    await asyncio.sleep(BEHIND + 0.05)
     assert fake.keys == ["a"]
 
 
@@ -133,7 +148,7 @@ async def test_no_commit_is_larger_than_its_bound(fake: Fake, recorder: Recorder
     rest = await recorder.rest()
     commits = [[p for p in commit if isinstance(p, EffectRecorded)] for commit in [*fake.commits, rest]]
     sizes = [sum(len(bytes(record.result)) for record in records) for records in commits]
-    assert max(sizes) <= module.MAX_COMMIT
+    assert max(sizes) <= MAX_COMMIT
     assert len(fake.keys) + len(rest) == 30
 
 
@@ -168,13 +183,44 @@ async def test_who_stops_waiting_for_a_record_does_not_stop_it(fake: Fake, recor
     gate = asyncio.Event()
     fake.turn = gate.wait
     asking = asyncio.create_task(recorder.perform(call("a")))
+    beside = asyncio.create_task(recorder.perform(call("b")))
     await asyncio.sleep(0.01)
     asking.cancel()
-    gate.set()
     await asyncio.sleep(0.01)
     assert asking.cancelled()
+    assert fake.under_way == 1
+    gate.set()
+    assert await beside == 1
     assert [type(p) for p in fake.commits[0]] == [TaskClaimed]
     assert await recorder.perform(call("a")) == 1
+    assert fake.most == 1
+
+
+async def test_an_append_whose_asker_was_cancelled_is_repeated_byte_for_byte(fake: Fake) -> None:
+    log, sent = MemoryLog(), []
+
+    class Cut(Fake):
+        """The first append reaches the log, and its asker is cancelled before the answer comes."""
+
+        async def commit(self, events: list[Event]) -> Appended | Conflict:
+            sent.append(encode_commit(events))
+            result = await log.append("task.p.7", events, Head())
+            if len(sent) == 1:
+                await asyncio.sleep(3600)
+            self.claimed = True
+            return result
+
+    again = Cut()
+    recorder = Recorder(again, [], asyncio.get_running_loop())
+    asking = asyncio.create_task(recorder.perform(call("a")))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert await recorder.rest() == []
+    assert again.claimed
+    assert recorder.broken is None
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
 
 
 async def test_after_the_end_nothing_is_performed(fake: Fake, recorder: Recorder) -> None:
@@ -227,14 +273,18 @@ async def test_a_result_that_is_too_large_is_a_recorded_failure(fake: Fake, reco
     for _ in range(2):
         with pytest.raises(EffectFailed, match="1,002 bytes"):
             await recorder.perform(call("a", lambda: "x" * 1000))
-    await recorder.flush()
+    await recorder.writer.flush()
     assert fake.keys == ["a"]
 
 
 async def test_the_idempotency_key_belongs_to_task_life_and_place(fake: Fake) -> None:
     loop = asyncio.get_running_loop()
-    keys = [Recorder(fake, [], loop)._idempotency_key(key) for key in ("a", "a", "b")]
-    assert keys[0] == keys[1] != keys[2]
+    fresh, again = Recorder(fake, [], loop), Recorder(fake, [], loop)
+    clean = Recorder(fake, [_event(TaskRetried(retry=1, type="", message="", until=0.0, clean=True))], loop)
+    keys = [await each.perform(call(key, idempotency_key)) for each in (fresh, again, clean) for key in "ab"]
+    assert keys[:2] == keys[2:4]
+    assert len({*keys}) == 4
+    assert all(len(key) == 32 for key in keys)
 
 
 # -- waiting
@@ -310,7 +360,43 @@ async def test_records_that_could_not_be_written_are_not_forgotten_by_the_end(fa
         raise LogError("away")
 
     fake.turn = away
-    await asyncio.sleep(2 * module.BEHIND)
+    await asyncio.sleep(2 * BEHIND)
     assert isinstance(recorder.broken, LogError)
     with pytest.raises(LogError):
         await recorder.rest()
+
+
+# -- effects that only read
+
+
+async def test_what_only_reads_waits_for_nothing_and_shares_a_commit(fake: Fake, recorder: Recorder) -> None:
+    for key in "abc":
+        assert await recorder.perform(call(key, lambda: len(fake.commits), read_only=True)) == 0
+    assert await recorder.perform(call("d", lambda: fake.keys)) == ["a", "b", "c"]
+    assert len(fake.commits) == 1
+
+
+async def test_what_only_reads_is_written_soon(fake: Fake, recorder: Recorder) -> None:
+    await recorder.perform(call("a", read_only=True))
+    await asyncio.sleep(BEHIND + 0.05)
+    assert [type(p).__name__ for p in fake.commits[0]] == ["TaskClaimed", "EffectRecorded"]
+
+
+async def test_what_only_reads_does_not_run_ahead_of_the_log_without_bound(fake: Fake, recorder: Recorder) -> None:
+    gate = asyncio.Event()
+    fake.turn = gate.wait
+    done: list[int] = []
+
+    async def read() -> None:
+        for n in range(40):
+            await recorder.perform(call(f"k{n}", lambda: "x" * 30_000, read_only=True))
+            done.append(n)
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.1)
+    assert sum(30_000 for _ in done) <= 3 * MAX_COMMIT
+    assert not reading.done()
+    gate.set()
+    await reading
+    assert len(done) == 40
+    assert fake.most == 1

@@ -11,10 +11,10 @@ import pytest
 
 from dspex.agents import worker as module
 from dspex.agents.link import link_pair
-from dspex.agents.recorder import Superseded
 from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
+from dspex.agents.writer import Superseded
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core.errors import ConnectionFailed

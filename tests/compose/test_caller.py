@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.e2e.conftest import Running, shared
+from tests.e2e.running import freeze
 
 from dspex.compose.caller import Caller
 from dspex.core.errors import ConnectionFailed, InvalidInput, NotFound, ProgramFailed, TaskError, Unavailable
@@ -94,7 +95,7 @@ async def test_a_result_is_waited_for_over_the_death_of_the_server(shared: Runni
 async def test_a_submission_that_the_server_did_not_confirm_says_so(shared: Running, caller: Caller) -> None:
     await caller.submit("nap", nap(1))  # it knows now that nothing of it is private
     server = shared.server()
-    os.kill(server, signal.SIGSTOP)
+    freeze(server)
     try:
         with pytest.raises(Unavailable, match="try again with a key"):
             await caller.submit("nap", nap(1))

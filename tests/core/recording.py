@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from dspex.core import effects
-from dspex.core.effects import Call, failed, outcome_of, recorded, with_idempotency
+from dspex.core.effects import Call, Performing, failed, outcome_of, recorded
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed, TaskCompleted, TaskFailed, TaskSubmitted
 from dspex.core.program import Program
 
@@ -27,7 +27,8 @@ class Recording:
     async def perform(self, call: Call) -> Any:
         self._check(call.name)
         try:
-            record = recorded(call, await with_idempotency('k', call.act)(), 0.01)
+            with Performing("7/0", call.key):
+                record = recorded(call, await call.act(), 0.01)
         except Exception as error:
             record = failed(call, error, 0.01)
         self.records.append(record)

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from dspex import Program, Schema, effect, idempotency_key
 from dspex.core.codec import decode_commit, encode_commit
 from dspex.core.effects import (
     Call,
+    Effect,
+    Performing,
     Scope,
     ask_now,
     begin,
     branching,
-    digest_of,
     failed,
     outcome_of,
     recorded,
-    with_idempotency,
 )
-from dspex.core.errors import EffectFailed
+from dspex.core.errors import DefinitionError, EffectFailed
 from dspex.core.events import EffectRecorded, Event
+from dspex.core.request import MAX_REQUEST, request_of, shown_request
 
 KEYS: list[str] = []
 
@@ -43,7 +46,8 @@ class Notes:
         record = self.known.get(call.key)
         if record is None:
             try:
-                record = recorded(call, await with_idempotency(f"key of {call.key}", call.act)(), 0.0)
+                with Performing("life", call.key):
+                    record = recorded(call, await call.act(), 0.0)
             except Exception as error:
                 record = failed(call, error, 0.0)
         self.records[call.key] = record
@@ -201,14 +205,35 @@ async def test_the_key_is_seen_inside_and_stays_with_the_place() -> None:
 
     KEYS.clear()
     await run(work)
-    assert sorted(KEYS) == ["key of p.fetch#0", "key of p.fetch#1"]
+    assert sorted(KEYS) == sorted(Performing("life", f"p.fetch#{n}").idempotency_key for n in range(2))
 
 
 def test_the_digest_is_of_what_was_asked() -> None:
-    assert digest_of("f", (1,), {"a": 1, "b": 2}) == digest_of("f", (1,), {"b": 2, "a": 1})
-    assert digest_of("f", (1,), {}) != digest_of("f", (2,), {}) != digest_of("g", (2,), {})
-    assert digest_of("f", (object(),), {}) == digest_of("f", (object(),), {})
-    assert digest_of("f", (Child.Input(n=1),), {}) != digest_of("f", (Child.Input(n=2),), {})
+    assert request_of("f", (1,), {"a": 1, "b": 2}) == request_of("f", (1,), {"b": 2, "a": 1})
+    assert request_of("f", (1,), {}) != request_of("f", (2,), {}) != request_of("g", (2,), {})
+    assert request_of("f", (object(),), {}) == request_of("f", (object(),), {})
+    assert request_of("f", (Child.Input(n=1),), {}) != request_of("f", (Child.Input(n=2),), {})
+
+
+def test_the_arguments_are_recorded_without_the_hidden_ones() -> None:
+    def charge(card: str, cents: int, note: str = "") -> None: ...
+
+    places = Effect(charge, hidden=("card", "note"))._hidden
+    digest, request = request_of("charge", ("1234", 5), {"note": "n"}, places)
+    assert json.loads(request) == [["…", 5], {"note": "…"}]
+    assert digest == request_of("charge", ("1234", 5), {"note": "n"})[0] != request_of("charge", ("1", 5), {"note": "n"})[0]
+    assert json.loads(request_of("charge", (), {"cents": 1}, places)[1]) == [[], {"cents": 1}]
+    record = EffectRecorded(key="k", name="charge", digest=digest, request=Raw(request))
+    assert shown_request(record) == "charge('…', 5, note='…')"
+    assert shown_request(EffectRecorded(key="k", name="charge", digest=digest)) == f"charge {digest}"
+    with pytest.raises(DefinitionError, match="cvv"):
+        effect(hidden=("cvv",))(charge)
+
+
+def test_a_large_request_is_kept_as_its_hash_alone() -> None:
+    digest, request = request_of("f", ("x" * MAX_REQUEST,), {})
+    assert request == b"null" and digest != request_of("f", ("y" * MAX_REQUEST,), {})[0]
+    assert request_of("f", ("\ud800",), {})[1] == b"null"
 
 
 # -- records

@@ -196,6 +196,12 @@ def gone(pid: int) -> bool:
         return True
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still: a signal takes effect only when the kernel comes to it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what=f"{pid} goes on")
+
+
 def until(condition: Any, timeout: float = 30.0, what: str = "it did not happen") -> Any:
     """Wait until `condition()` is true and return it."""
     deadline = time.monotonic() + timeout

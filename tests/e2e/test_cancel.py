@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.plain import Plain, Story
-from tests.e2e.running import Running
+from tests.e2e.running import Running, freeze
 from tests.e2e.test_durable import PLANS
 
 Launch = Callable[..., Running]
@@ -91,7 +89,7 @@ async def test_a_cancellation_waits_for_an_agent_and_a_task_that_has_ended_stays
         await cancel(plain, "waits", 10**15)
         held = await plain.submit("waits", made | {"do": "signal"})
         await plain.until(lambda s: "TaskSleeping" in types(s, "waits", held))
-        os.kill(first.below_supervisor()[-1], signal.SIGSTOP)
+        freeze(first.below_supervisor()[-1])
         fresh = await plain.submit("waits", made | {"do": "signal"})
         await cancel(plain, "waits", held)
         await cancel(plain, "waits", fresh)
