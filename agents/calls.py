@@ -7,6 +7,7 @@ found by the key.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 
@@ -35,7 +36,7 @@ class Calls:
 
     def __init__(self, client: Client, subjects: Subjects) -> None:
         self._client, self._subjects = client, subjects
-        self.guards = Guards(client, subjects)
+        self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
         self._objects = NatsObjects(client, subjects)
         self._open: dict[str, set[tuple[str, str]]] = {}
 

@@ -21,10 +21,10 @@ MAX_KNOWN = 1000
 
 
 class Guards:
-    """Asks the log's reader, once for each program."""
+    """Asks the log's reader, once for each program; `patience` is how many seconds to wait for one."""
 
-    def __init__(self, client: Client, subjects: Subjects) -> None:
-        self._client, self._subjects = client, subjects
+    def __init__(self, client: Client, subjects: Subjects, patience: float = PATIENCE) -> None:
+        self._client, self._subjects, self._patience = client, subjects, patience
         self._known: dict[str, Guard] = {}
 
     async def of(self, program: str) -> Guard:
@@ -43,7 +43,7 @@ class Guards:
     async def _ask(self, program: str) -> Guard | None:
         query = msgspec.json.encode({"aggregate": f"program.{program}.0", "limit": 1000})
         loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE
+        until = loop.time() + self._patience
         while True:
             try:
                 reply = await self._client.request(self._subjects.log("read"), query, timeout=2.0)

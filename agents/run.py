@@ -15,7 +15,7 @@ from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Puller
 from dspex.core.effects import Scope
-from dspex.core.errors import Forgotten
+from dspex.core.errors import Forgotten, NotFound
 from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.sealing import INLINE, Guard, value_of
@@ -107,12 +107,12 @@ class Run:
         self.private |= {place}
 
     async def key(self) -> Key:
-        """The key of the task. When it was forgotten meanwhile, one that nobody will ever have again."""
+        """The key of the task. When it was forgotten, or is not here, one that nobody will ever have again."""
         if self.sealing is None:
             headers = self.delivery.message.headers if self.delivery.message.has_headers else {}
             try:
                 self.sealing = await self.seat.vault.key_of(headers, self.seat.log.epoch, self.id)
-            except Forgotten:
+            except (Forgotten, NotFound):
                 self.sealing = Key("forgotten", secrets.token_bytes(32))
         return self.sealing
 

@@ -268,10 +268,15 @@ class Worker:
             raise InvalidInput(f"{h.SEALED} says that the body is sealed, and it is not: {error}") from None
 
     def _decoded(self, run: Run, body: bytes) -> Any:
+        """The Input. One that is refused, or that came in the open and does not fit into an event sealed, is kept
+        nowhere when it may hold a secret, or cannot be kept."""
         try:
+            if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
+                run.exposed = b""
+                raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message of the server")
             return self.program.decode(body)
         except InvalidInput:
-            if self.guard.secret and not run.sealing:  # it may hold the secret itself: nobody keeps it, not even sealed
+            if self.guard.secret and not run.sealing:
                 run.exposed, run.erase = b"", True
             raise
 

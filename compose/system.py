@@ -35,14 +35,14 @@ class System:
 
     `agents` is how many processes serve the program, `data` the folder of the log, `nats` the URL of a server to use
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
-    of ours); `archive` False keeps no archive beside the log. Keyword arguments in `values` set variables. Raises
-    ConfigurationError when it cannot be started.
+    of ours); `archive` False keeps no archive beside the log; `master` refers to the master key of private values
+    (`env:NAME`). Keyword arguments in `values` set variables. Raises ConfigurationError when it cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
-        archive: bool = True,
+        archive: bool = True, master: str = "",
         values: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
@@ -51,7 +51,7 @@ class System:
         self.program = program
         self._spec = SystemSpec(
             [Plan(agents=agents, program=program, values=values or {})], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive,
+            durability=durability, prefix=prefix, replace=replace, archive=archive, master=master,
         )  # fmt: skip
         self.url = ""
         self._pid = 0
