@@ -126,7 +126,7 @@ class _Agent:
         worker = self.worker = Worker(
             program, agent=spec.name, code=code_of(spec.program), client=client, log=log, subjects=subjects,
             on_worn=lambda why: self.stop(why, EXIT_RECYCLE), restored=int(place.get("restored", 0)),
-            master=master_from(spec.master),
+            since=float(place.get("since", 0)), master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,

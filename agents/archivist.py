@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dspex.agents.keeping import Keeping
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.retention import Forgetting
-from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.vault import Vault, master_from
 from dspex.agents.veiled import VeiledLog
 from dspex.bus import streams
@@ -32,16 +33,17 @@ from dspex.bus.lease import Lease
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
-from dspex.core.errors import DspexError, InvalidInput, LogError, Unavailable
+from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentStarted
 from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
-from dspex.store.archive import Archive, set_aside
+from dspex.store.archive import MAX_GROUP, Archive, set_aside
+from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import Mended, examine
 from dspex.store.verify import Report
 
-__all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main"]
+__all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main", "known_log"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -50,6 +52,8 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
+LAST = 1.5
+"""Seconds for what is archived when it is told to stop."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -66,11 +70,20 @@ class ArchivistSpec:
     replicas: int = 3
     bounds: Bounds = field(default_factory=Bounds)
     master: str = ""
+    known: streams.Known | None = None
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     repair: bool = False
     against_log: bool = False
+
+
+def known_log(file: Path) -> streams.Known | None:
+    """What the head of an archive says of the log on our own server; None when there is none that can be read."""
+    with suppress(LogCorrupt):
+        head = read_head(file)
+        return streams.Known(head.epoch, head.position) if head and head.position else None
+    return None
 
 
 def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
@@ -103,7 +116,11 @@ class _Archivist:
     async def _serve(self, client: Client) -> int:
         client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
-        epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas)
+        try:
+            epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
+        except LogCorrupt as error:
+            self.link.send({"refused": str(error)})
+            return EXIT_REFUSED
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
         log = JetStreamLog(client, self.subjects, epoch)
         service = Service(
@@ -188,6 +205,10 @@ class _Archivist:
                 for task in working:
                     task.cancel()
                 await asyncio.gather(*working, return_exceptions=True)
+        except asyncio.CancelledError:
+            if self.stopping.is_set() and archive is not None and not self.trouble:
+                await self._last_group(archive, log)
+            raise
         except LogError as error:
             if str(error) != self.trouble:
                 logger.warning("%s archives nothing now: %s", self.spec.name, error)
@@ -201,6 +222,14 @@ class _Archivist:
                 await archive.close()
             self.archive = None
         await asyncio.sleep(LOOK)
+
+    async def _last_group(self, archive: Archive, log: Log) -> None:
+        """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
+        with suppress(LogError, TimeoutError):
+            async with asyncio.timeout(LAST):
+                await archive.add(await log.scan(archive.position, MAX_GROUP), log)
+                if self.keeping is not None:
+                    await self.keeping.once()
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count

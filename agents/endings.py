@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from dspex.agents.results import Results
@@ -51,10 +51,10 @@ class Endings:
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
-        room = self.client.max_payload - ENVELOPE
-        if isinstance(payload, TaskCompleted):
-            room = max(0, room - min(len(bytes(payload.output)), 3 * INLINE))
-        rest = await run.recorder.rest(room) if run.recorder else ()
+        rest: Sequence[Payload] = ()
+        if run.recorder:
+            taken = min(len(bytes(payload.output)), 3 * INLINE) if isinstance(payload, TaskCompleted) else 0
+            rest = await run.recorder.rest(max(0, self.client.max_payload - ENVELOPE - taken))
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
         kept = await run.put_away(run.claimed_by((*rest, payload)))
@@ -97,6 +97,13 @@ class Endings:
             logger.warning("the input of task %s is to be erased, and that will be tried again: %s", run.id, error)
         else:
             self.client.acknowledge(run.delivery.message, ACK)
+
+    async def rest(self, run: Run, until: float) -> None:
+        """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and
+        maybe before the wake that a timer needs which fired too early."""
+        await self.waiting.arm(run.id, until)
+        await self._wake_if_late(run, until)
+        self.client.acknowledge(run.delivery.message, ACK)
 
     async def put_to_sleep(self, run: Run) -> None:
         """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever

@@ -20,13 +20,13 @@ from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.reader import Reader
-from dspex.agents.supervisor import EXIT_RECYCLE, Life
+from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
-from dspex.core.errors import Conflict, InvalidInput, LogError, Unavailable
+from dspex.core.errors import Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects, aggregate, valid_token
@@ -42,13 +42,15 @@ MAX_WAITING = 1000
 
 @dataclass(frozen=True)
 class RegistrarSpec:
-    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows."""
+    """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
+    the log that must be there."""
 
     name: str
     url: str
     prefix: str = "dspex"
     credentials: str | None = None
     replicas: int = 3
+    known: streams.Known | None = None
 
 
 class _Registration(msgspec.Struct):
@@ -84,7 +86,11 @@ class _Registrar:
 
     async def _serve(self, client: Client) -> int:
         subjects = self.subjects
-        epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas)
+        try:
+            epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas, known=self.spec.known)
+        except LogCorrupt as error:
+            self.link.send({"refused": str(error)})
+            return EXIT_REFUSED
         self.restored = await streams.restored_to(client, subjects)
         await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
         await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
@@ -169,7 +175,7 @@ class _Registrar:
             try:
                 if accepted:  # also for those known before: somebody may have deleted a consumer
                     names = sorted({wanted.registration.program for wanted, _ in accepted})
-                    await self._open_doors(client, names)
+                    made = await self._open_doors(client, names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again
@@ -180,7 +186,7 @@ class _Registrar:
                 place = {
                     "stream": self.subjects.stream, "epoch": self.log.epoch,
                     "consumer": streams.consumer_name(wanted.registration.program),
-                    "restored": str(self.restored),
+                    "restored": str(self.restored), "since": str(made[wanted.registration.program]),
                 }  # fmt: skip
                 request.respond(msgspec.json.encode(place))
 
@@ -203,12 +209,15 @@ class _Registrar:
         self.programs[program.program] = program
         return True
 
-    async def _open_doors(self, client: Client, programs: list[str]) -> None:
+    async def _open_doors(self, client: Client, programs: list[str]) -> dict[str, float]:
+        """Bring doors and consumers to what is registered; when the consumers of tasks were made."""
         await streams.set_doors(client, self.subjects, self.programs)
+        made: list[float] = []
         for start in range(0, len(programs), 64):
-            await asyncio.gather(
+            made += await asyncio.gather(
                 *(streams.ensure_consumers(client, self.subjects, name) for name in programs[start : start + 64])
             )
+        return dict(zip(programs, made, strict=True))
 
     # -- the supervisor's voice
 

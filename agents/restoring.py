@@ -23,9 +23,10 @@ from dspex.core.subjects import STORED_DOORS, Subjects
 from dspex.store.archive import Archive
 from dspex.store.verify import verify
 
-__all__ = ["restore"]
+__all__ = ["keep_positions", "restore"]
 
 RESTORING = "dspex.restoring"
+FILLER = "restore.filler.0"
 IN_FLIGHT = 512
 WINDOW = 0.1
 """Seconds in which the server takes the same `Nats-Msg-Id` for the same message; the shortest it allows."""
@@ -50,10 +51,37 @@ async def restore(
         await archive.close()
 
 
+async def keep_positions(url: str, subjects: Subjects, top: int) -> int:
+    """Bring the log's end to `top` and return how many positions that leaves empty: they were given once, so nobody may
+    get them again. What stands there meanwhile is taken out at the end. The consumers may have had acknowledgements for
+    what the log has lost, the end of a task for one: they are deleted, and made again by the next registration. Raises
+    LogError."""
+    filler, filled = subjects.event(FILLER), 0
+    async with await Client.connect(url, name="dspex positions", wait=10.0) as client:
+        while (end := await _end_of(client, subjects)) < top:
+            count = min(top - end, IN_FLIGHT)
+            await asyncio.gather(*(client.request(filler, b"", timeout=30.0) for _ in range(count)))
+            filled += count
+        answer = await jetstream_api(client, f"STREAM.PURGE.{subjects.stream}", {"filter": filler}, timeout=60.0)
+        if "error" in answer:
+            raise LogError(f"JetStream refused to forget {filler}: {answer['error'].get('description', '')}")
+        while names := (await jetstream_api(client, f"CONSUMER.NAMES.{subjects.stream}")).get("consumers"):
+            for name in names:
+                await jetstream_api(client, f"CONSUMER.DELETE.{subjects.stream}.{name}")
+    return filled
+
+
+async def _end_of(client: Client, subjects: Subjects) -> int:
+    info = await jetstream_api(client, f"STREAM.INFO.{subjects.stream}")
+    if "error" in info:
+        raise LogError(f"JetStream cannot be asked for {subjects.stream}: {info['error'].get('description', '')}")
+    return int(info["state"]["last_seq"])
+
+
 class _Rebuilding:
     def __init__(self, archive: Archive, client: Client, subjects: Subjects, replicas: int) -> None:
         self.archive, self.client, self.subjects, self.replicas = archive, client, subjects, replicas
-        self.filler = subjects.event("restore.filler.0")
+        self.filler = subjects.event(FILLER)
         self.programs: set[str] = set()
         self.recent: dict[str, float] = {}
         self.under_way: list[tuple[int, asyncio.Future[object]]] = []

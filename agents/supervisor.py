@@ -59,6 +59,8 @@ class Child:
     start: Callable[[Life, CloseOthers], tuple[int, Link | None]]
     program: str | None = None
     stage: int = 0
+    look: Callable[[], None] | None = None
+    """Called about once a second while the child serves; it must not take long, and may end the child."""
 
 
 @dataclass
@@ -201,6 +203,8 @@ class Supervisor:
             self._beaten = now
             self.parent.send({"beat": True})
         for state in self._states:
+            if state.spec.look and state.pid and state.state == "serving":
+                state.spec.look()
             if state.link and state.state == "serving" and now - state.heard > SILENCE:
                 state.state = "silent"
                 self._changed = True

@@ -43,7 +43,7 @@ from dspex.core.errors import (
     NotFound,
     TaskError,
 )
-from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate
+from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
 from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
 from dspex.core.sealing import INLINE, guard_of, text_of, unseal
@@ -60,6 +60,8 @@ SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
 """Commits that may be under way beyond the slots."""
+WRITE_DOWN = 0.5
+"""Seconds for the last records of the runs that a drain hands back."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
 STUBBORN = 1.0
@@ -73,21 +75,21 @@ MAX_SIDE = 1024
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    Tasks up to the position `restored` came from an archive: that they are delivered for the first time says nothing.
+    Tasks up to the position `restored` came from an archive, and those stored before `since` (seconds since the epoch)
+    are older than the consumer that delivers them: that they are delivered for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0, master: bytes = b"",
+        on_worn: Callable[[str], None], restored: int = 0, since: float = 0.0, master: bytes = b"",
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.restored = restored
-        self._master = master
+        self.restored, self._since, self._master = restored, since, master
         about = program.describe()
         self.guard = guard_of(about.input_schema, about.output_schema)
         self.vault = self.vault_on(client)
@@ -133,6 +135,7 @@ class Worker:
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
             lambda it: self._spawn(self._signal(it, signals), bounded=False),
         )  # fmt: skip
+        tasks.since = self._since
         self._pullers = [tasks, wakes, signals]
         self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
         self.client.subscribe(self.subjects.control(self.name, CANCEL), self._cancellation)
@@ -147,11 +150,23 @@ class Worker:
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
+        await self._write_down()
         for run in list(self.running.values()):
             run.abandoned = True
             self.client.acknowledge(run.delivery.message, NAK)
         if self._sweeper:
             self._sweeper.cancel()
+
+    async def _write_down(self) -> None:
+        """What the runs that are handed back have recorded, so that nobody does it again."""
+        recorders = [run.recorder for run in self.running.values() if run.recorder and not run.settling]
+        writing = [asyncio.create_task(it.writer.flush()) for it in recorders if it.writer.size]
+        if writing:
+            done, late = await asyncio.wait(writing, timeout=WRITE_DOWN)
+            for task in late:
+                task.cancel()
+            for error in filter(None, (task.exception() for task in done)):
+                logger.info("a run was handed back without its last records: %s", error)
 
     # -- one task
 
@@ -224,9 +239,7 @@ class Worker:
             run.reply = h.reply_of(headers)
         if self.guard.private and not (headers and h.SEALED in headers):
             run.exposed, run.erase = message.data, True
-        position = run.delivery.position
-        known = run.delivery.delivered > 1 or position <= self.restored or position in self._cancelled
-        if known and not await self._take_over(run):
+        if self._may_be_known(run) and not await self._take_over(run):
             return
         started = time.perf_counter()
         payload: Payload
@@ -273,7 +286,7 @@ class Worker:
         try:
             if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
                 run.exposed = b""
-                raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message of the server")
+                raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message")
             return self.program.decode(body)
         except InvalidInput:
             if self.guard.secret and not run.sealing:
@@ -292,9 +305,19 @@ class Worker:
         if wanted is not None and wanted != self.assignment:
             raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
+    def _may_be_known(self, run: Run) -> bool:
+        """Whether the log may have something of the task already."""
+        delivery = run.delivery
+        return (
+            delivery.delivered > 1 or delivery.position <= self.restored or delivery.position in self._cancelled
+            or delivery.stored_at <= run.puller.since
+        )  # fmt: skip
+
     async def _take_over(self, run: Run) -> bool:
-        """A task that was delivered before: look it up, and claim it if it is still to be done."""
+        """A task that may have been delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
+        if not entries and run.delivery.delivered == 1 and run.delivery.position not in self._cancelled:
+            return True  # the first attempt after all
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
         run.head, run.retries, run.rested = state.head, state.retries, state.rested
@@ -303,6 +326,10 @@ class Worker:
         if state.ended:
             run.erase = run.erase or (self.guard.secret and state.error == InvalidInput.__name__)
             self.endings.acknowledge(run)
+            return False
+        last = run.history[-1].data if run.history else None
+        if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
+            await self.endings.rest(run, last.until)
             return False
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"

@@ -1,10 +1,10 @@
-"""Tasks of five effects while agents, supervisor, registrar and server are killed at random points.
+"""Tasks of five effects while agents, supervisor, registrar, archivist and server are killed at random points.
 
-    python benchmarks/chaos.py [--tasks 1000] [--kills 24] [--seed 1] [--short] [--json]
+    python benchmarks/chaos.py [--tasks 1000] [--kills 30] [--seed 1] [--short] [--json]
 
 Every effect writes a line into a file of its own accord, so that what was really performed is counted outside of the
-log. The outputs are compared with those of the same tasks in a system that nobody disturbs. Exit code 1 when a promise
-is broken.
+log. The outputs are compared with those of the same tasks in a system that nobody disturbs, and the archive with the
+log, row by row. Exit code 1 when a promise is broken.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -32,17 +33,26 @@ sys.path.insert(0, str(ROOT))
 from tests.e2e.plain import WRONG, Plain, Story  # noqa: E402 - found by the line above
 from tests.e2e.running import Running  # noqa: E402
 
+from dspex.agents.archivist import ARCHIVE  # noqa: E402
+from dspex.bus.client import Client  # noqa: E402
+from dspex.bus.streams import ensure_log  # noqa: E402
+from dspex.core.subjects import Subjects  # noqa: E402
+from dspex.store.jetstream import JetStreamLog  # noqa: E402
+from dspex.store.mend import compare  # noqa: E402
+from dspex.store.verify import Report, verify  # noqa: E402
+
 APP = f"{ROOT / 'benchmarks' / 'five.py'}:Five"
 EFFECTS = 5
 AT_ONCE = 32
 
 
 def an_agent(system: Running) -> int:
-    return random.choice(system.below_supervisor()[1:])
+    return random.choice(system.agent_pids())
 
 
 VICTIMS: dict[str, Callable[[Running], int]] = {
     "agent": an_agent, "supervisor": Running.supervisor, "server": Running.server, "registrar": Running.registrar,
+    "archivist": Running.archivist,
 }  # fmt: skip
 
 
@@ -72,13 +82,20 @@ class Submitter:
                     await asyncio.sleep(0.05)
 
 
-Found = tuple[Story, Path, dict[int, int], list[tuple[str, float]]]
+@dataclass
+class Found:
+    """What one run left; `acknowledged` is task to number, `killed` who and when."""
+
+    story: Story
+    book: Path
+    acknowledged: dict[int, int]
+    killed: list[tuple[str, float]]
+    archive: Report
 
 
 async def run(folder: Path, tasks: int, kills: int, seed: int) -> Found:
-    """One system with two agents and `tasks` tasks; the log, the book, what was acknowledged, who was killed when."""
+    """One system with two agents and `tasks` tasks, and what it left."""
     chance, book, killed = random.Random(seed), folder / "book", []
-    random.seed(seed)
     book.touch()
     order = [list(VICTIMS)[n % len(VICTIMS)] for n in range(kills)]
     chance.shuffle(order)
@@ -95,7 +112,22 @@ async def run(folder: Path, tasks: int, kills: int, seed: int) -> Found:
             submitter.allowed = tasks
             await running
             story = await plain.until_ended("five", patience=180)
-    return story, book, submitter.acknowledged, killed
+            archive = await archived(system)
+    return Found(story, book, submitter.acknowledged, killed, archive)
+
+
+async def archived(system: Running) -> Report:
+    """What is wrong with the archive, once it has all that the log had when we asked."""
+    file, subjects = system.data / ARCHIVE, Subjects()
+    async with await Client.connect(system.url) as client:
+        log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
+        top = await log.head()
+        deadline = time.monotonic() + 60
+        while (report := await asyncio.to_thread(verify, file, epoch=log.epoch)).position < top:
+            assert time.monotonic() < deadline, f"the archive stays at {report.position} of {top}"
+            await asyncio.sleep(0.2)
+        await compare(file, log, report)
+    return report
 
 
 async def _find(system: Running, victim: str) -> int:
@@ -114,8 +146,9 @@ def seconds_of(event: dict[str, Any]) -> float:
     return datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
 
 
-def judge(story: Story, book: Path, acknowledged: dict[int, int], killed: list[tuple[str, float]]) -> dict[str, Any]:
-    """What the log and the book say of the promises."""
+def judge(found: Found) -> dict[str, Any]:
+    """What the log, the book and the archive say of the promises."""
+    story, book, acknowledged, killed = found.story, found.book, found.acknowledged, found.killed
     endings = story.endings("five")
     story.check_versions()
     performed: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -146,6 +179,8 @@ def judge(story: Story, book: Path, acknowledged: dict[int, int], killed: list[t
         "recorded_twice": sum(n > 1 for n in records.values()),
         "under_two_keys": sum(len(set(keys)) > 1 for keys in performed.values()),
         "in_flight_repeated": sum(len(keys) - 1 for keys in performed.values()),
+        "archived": found.archive.rows,
+        "archive_differs": found.archive.bad + len(found.archive.gaps),
         "taken_over": len(claims),
         "first_commit_after_a_kill": _spread(firsts),
         "takeover_after_a_kill": _spread(over),
@@ -172,24 +207,25 @@ def _spread(values: list[float]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1000)
-    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="200 tasks, 6 kills")
+    parser.add_argument("--short", action="store_true", help="200 tasks, 5 kills")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    tasks, kills = (200, 6) if options.short else (options.tasks, options.kills)
+    tasks, kills = (200, 5) if options.short else (options.tasks, options.kills)
     with tempfile.TemporaryDirectory() as place:
         calm, wild = Path(place, "calm"), Path(place, "wild")
         calm.mkdir()
         wild.mkdir()
-        expected = outputs(asyncio.run(run(calm, tasks, 0, options.seed))[0])
-        story, book, acknowledged, killed = asyncio.run(run(wild, tasks, kills, options.seed))
-        found = judge(story, book, acknowledged, killed)
-        found["recorded_repeated"] = repeated(story, book)
-        found["differs"] = sum(expected.get(n) != value for n, value in outputs(story).items())
+        expected = outputs(asyncio.run(run(calm, tasks, 0, options.seed)).story)
+        left = asyncio.run(run(wild, tasks, kills, options.seed))
+        found = judge(left)
+        found["recorded_repeated"] = repeated(left.story, left.book)
+        found["differs"] = sum(expected.get(n) != value for n, value in outputs(left.story).items())
         found["seed"] = options.seed
     broken = [name for name in (
         "lost", "completed_twice", "recorded_twice", "recorded_repeated", "under_two_keys", "differs",
+        "archive_differs",
     ) if found[name]]  # fmt: skip
     if found["effects"] != tasks * EFFECTS:
         broken.append("effects")

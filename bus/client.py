@@ -35,7 +35,7 @@ MAX_SUBJECTS = 4000
 """What fits into a control line of 4,096 bytes, the server's default, beside two lengths and the verb."""
 FRAME = len("HPUB    \r\n\r\n")
 _SPACE = re.compile(r"\s")
-_known_names: set[str] = set()
+_known_names: dict[str, bytes] = {}
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -283,20 +283,22 @@ class Client:
 def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
     if headers is None:
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
-    block = f"NATS/1.0\r\n{''.join([_field(name, value) for name, value in headers.items()])}\r\n".encode()
+    block = b"NATS/1.0\r\n%b\r\n" % b"".join([_field(name, value) for name, value in headers.items()])
     size = len(block)
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
 
 
-def _field(name: str, value: str) -> str:
-    if name not in _known_names:
+def _field(name: str, value: str) -> bytes:
+    begin = _known_names.get(name)
+    if begin is None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no header name")
+        begin = f"{name}: ".encode()
         if len(_known_names) < 256:
-            _known_names.add(name)
+            _known_names[name] = begin
     if "\r" in value or "\n" in value:
         value = value.replace("\r", " ").replace("\n", " ")
-    return f"{name}: {value}\r\n"
+    return b"%b%b\r\n" % (begin, value.encode())
 
 
 def _check_subject(subject: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable
 
 from dspex.bus.client import Client, Message
@@ -17,6 +18,8 @@ logger = logging.getLogger("dspex.bus")
 
 EXPIRES = 20.0
 RETRY = 0.25
+SKEW = 1.0
+"""Seconds that the server's clock may be ahead of ours."""
 ACK, IN_PROGRESS, NAK = b"+ACK", b"+WPI", b"-NAK"
 
 
@@ -56,7 +59,10 @@ class Puller:
         self._held = 0
         self._asked = 0
         self._horizon = 0.0
-        self._running = False
+        self._running = self._begun = False
+        self.since = 0.0
+        """What was stored before this time (seconds since the epoch) may have been delivered by a consumer that was
+        deleted and made again: that it comes for the first time says nothing."""
         self.on_missing: Callable[[], None] | None = None
         """Called when nobody answers a pull: the consumer is gone, or its leader is for a moment."""
         self._retry: asyncio.TimerHandle | None = None
@@ -90,6 +96,9 @@ class Puller:
 
     def _begin(self) -> None:
         """Begin anew with another inbox: pulls made through the old one can deliver nothing any more."""
+        if self._begun:
+            self.since = time.time() + SKEW
+        self._begun = True
         if self._subscription:
             self._subscription.close()
         self._asked = 0

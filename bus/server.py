@@ -143,6 +143,11 @@ class Server:
             self.process.returncode = 0  # it is our parent's to wait for
         self._lock = self.process = None
 
+    def end(self) -> None:
+        """Tell it to end, and don't wait: whoever looks after our children sees it go and starts it again."""
+        if self.process is not None and self.alive():
+            self.process.terminate()
+
     def kill(self) -> None:
         """SIGKILL, as a crash would; the folder stays ours and `start` brings the server back on its port."""
         if self.process is not None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from dspex.core.errors import LogError
+from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "ACK_WAIT", "EPOCH", "RESTORED", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api", "lease_stream",
-    "log_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
+    "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api",
+    "lease_stream", "log_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -132,19 +134,38 @@ async def jetstream_api(
     return answer
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a log from outside of the server that has it: which one it is, and how far it went at least."""
+
+    epoch: str
+    position: int
+
+
 async def ensure_log(
-    connection: Connection, subjects: Subjects, programs: Iterable[str] = (), replicas: int = 1
-) -> str:
+    connection: Connection, subjects: Subjects, programs: Iterable[str] = (), replicas: int = 1,
+    known: Known | None = None,
+) -> str:  # fmt: skip
     """Create the log's stream unless it is there; return its epoch id. An existing stream is left as it is.
 
-    `replicas` is how many copies are wanted; a server that cannot keep so many keeps one.
+    `replicas` is how many copies are wanted; a server that cannot keep so many keeps one. A log that is `known` is
+    never begun anew: when the server has lost the stream's description (one flipped bit does it) and still has its
+    messages, it is the same log again; without them LogCorrupt is raised.
     """
     info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
     if _code(info) in NOT_FOUND:
-        config = log_stream(subjects, programs, replicas) | {"metadata": {EPOCH: secrets.token_hex(8)}}
+        epoch = known.epoch if known else secrets.token_hex(8)
+        config = log_stream(subjects, programs, replicas) | {"metadata": {EPOCH: epoch}}
         info = await _create(connection, config)
         if _code(info) in IN_USE:
             info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+        elif known and "error" not in info and info["state"]["last_seq"] < known.position:
+            await jetstream_api(connection, f"STREAM.DELETE.{subjects.stream}")
+            raise LogCorrupt(
+                f"the server has no log {subjects.stream} any more, and the archive has it up to {known.position}: "
+                "`dspex restore` makes it again from archive.db; to begin a new log, move archive.db and archive.head "
+                "away"
+            )
     _refuse(info, f"the stream {subjects.stream}")
     epoch = info["config"].get("metadata", {}).get(EPOCH)
     if not epoch:
@@ -187,8 +208,13 @@ async def set_doors(connection: Connection, subjects: Subjects, programs: Iterab
         _refuse(answer, "the programs' doors")
 
 
-async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> None:
-    """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration."""
+async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> float:
+    """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration.
+
+    Returns when the consumer of tasks was made, in seconds since the epoch: it may be a second one, and deliver again
+    what was stored before.
+    """
+    made = 0.0
     task = task_consumer(subjects, program)
     signal = task | {
         "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
@@ -207,6 +233,9 @@ async def ensure_consumers(connection: Connection, subjects: Subjects, program: 
             timeout=30,
         )
         _refuse(answer, f"the consumer {name}")
+        if config is task:
+            made = datetime.fromisoformat(answer["created"]).timestamp()
+    return made
 
 
 def _code(answer: dict[str, Any]) -> int:

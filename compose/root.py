@@ -24,11 +24,14 @@ from typing import Any
 from dspex.agents.bounds import Bounds
 from dspex.agents.link import Link
 from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
+from dspex.bus.blocks import last_position
+from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
 from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
 from dspex.core.errors import ConfigurationError, DspexError
 from dspex.core.program import Program
+from dspex.core.subjects import Subjects
 
 __all__ = ["Plan", "SystemSpec", "run_root"]
 
@@ -84,7 +87,7 @@ def run_root(
     try:
         if spec.nats is None:
             server = Server(folder.path / "server", port=spec.port, durability=spec.durability)  # type: ignore[arg-type]
-            server.start()
+            _start(server, spec.prefix, on_event)
         url = spec.nats or (server.url if server else "")
         root = _Root(spec, folder, server, url, parent, on_event)
         root.supervisor.run()
@@ -102,11 +105,12 @@ class _Root:
     ) -> None:  # fmt: skip
         self.spec, self.folder, self.server, self.url, self.parent = spec, folder, server, url, parent
         self.tell, self.status, self.ready = on_event, 0, False
+        self.health = Health(server) if server else None
         children = [
             Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
         ]
         if server:
-            children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server))
+            children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server, look=self._look_at_server))
         self.supervisor = Supervisor(children, parent=parent, on_event=self._on_event, above=self._myself, grace=25.0)
 
     def _myself(self) -> list[dict[str, Any]]:
@@ -117,8 +121,14 @@ class _Root:
 
     def _start_server(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
         assert self.server is not None
-        self.server.start()
+        _start(self.server, self.spec.prefix, self._say)
         return self.server.pid, None
+
+    def _look_at_server(self) -> None:
+        assert self.health
+        sentence = self.health.look()
+        if sentence:
+            self._say({"event": "trouble" if self.health.trouble else "better", "agent": SERVER, "reason": sentence})
 
     def _start_supervisor(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
         def run(link: Link) -> int:
@@ -136,6 +146,9 @@ class _Root:
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return
+        if kind == "crashed" and event["role"] == SERVER and self.health and self.health.ended:
+            self.health.ended = False
+            return
         if kind == "refused" and not self.ready:
             self.status = 1
             self.supervisor.stop()
@@ -145,6 +158,43 @@ class _Root:
         self.tell(event)
         if self.parent and self.parent.open:
             self.parent.send(event)
+
+
+def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None]) -> None:
+    """Start our server. When it has cut off the damaged end of the log, see that nobody gets those positions again."""
+    if server.alive():
+        return
+    subjects = Subjects(prefix)
+    top = last_position(server.data, subjects.stream, prefix)
+    try:
+        server.start()
+    except ConfigurationError as error:
+        if not top:
+            raise
+        raise ConfigurationError(
+            f"{error}. If it never comes up, its files are damaged: `dspex restore --replace` puts them aside"
+        ) from None
+    end = end_of_stream(server, subjects.stream) if top else None
+    if end is None or end >= top:
+        return
+    reason = (
+        f"nats-server found its newest block damaged and has lost the log's positions {end + 1} to {top}. What the "
+        "archive has of them, `dspex restore --replace` brings back; the archive names the others as a gap"
+    )
+    say({"event": "trouble", "agent": SERVER, "reason": reason})
+
+    def keep(link: Link) -> int:
+        import asyncio
+
+        from dspex.agents.restoring import keep_positions
+
+        server.disown()
+        asyncio.run(keep_positions(server.url, subjects, top))
+        return 0
+
+    pid, line = fork_child(keep, lambda: None)
+    line.close()
+    os.waitpid(pid, 0)
 
 
 def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
@@ -160,15 +210,16 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     link.send({"event": "loaded", "programs": [_about(plan, program) for plan, program in plans]})
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
-    from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main
+    from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main, known_log
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
+    known = known_log(folder.path / ARCHIVE) if spec.archive and spec.nats is None else None
     archivist = ArchivistSpec(
         f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention,
-        master=spec.master,
+        known=known, master=spec.master,
     )  # fmt: skip
-    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials)
+    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials, known=known)
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
         return fork_child(lambda line: registrar_main(line, life, registrar), close)

@@ -157,37 +157,66 @@ def _show(options: Options, report: Report, fetched: list[int], lost: list[int])
 
 @click.command(short_help="Make a log of an archive again.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Put a damaged log of the data folder aside, and take its place.")
 @common
-def restore(options: Options, file: Path) -> int:
+def restore(options: Options, file: Path, replace: bool) -> int:
     """Rebuild the log from an archive: the same positions, the same epoch.
 
     Into the server that --nats names, else into the data folder (--data), where no system may run meanwhile. A log
-    that is there already is never touched.
+    that is there already is never touched; with --replace it is kept beside the new one.
     """
+    from dspex.bus.blocks import stream_folder
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
     from dspex.compose.settings import load_settings
+    from dspex.core.errors import LogError
+    from dspex.core.subjects import Subjects
+    from dspex.store.verify import verify as check
 
     settings = load_settings({"nats": options.nats, "data": options.data, "prefix": options.prefix})
     if not file.exists():
         raise FileNotFoundError(2, "there is no such archive", str(file))
+    if settings.nats and replace:
+        raise click.UsageError("--replace is for the log of the data folder; delete the stream on your own server")
     if settings.nats:
         return options.run(_restore(options, file, settings.nats, settings.prefix, settings.credentials))
     folder = Folder(settings.data)
     try:
-        with Server(folder.path / "server", durability="power") as server:
-            return options.run(_restore(options, file, server.url, settings.prefix, None))
+        place = folder.path / "server"
+        old = stream_folder(place, Subjects(settings.prefix).stream)
+        if old and replace:
+            first = check(file).first
+            if first:
+                raise LogError(f"{file} is not right, so nothing is put aside for it: {first.what}")
+            click.echo(f"the log that was there is kept as {old.replace(_aside(place))}", err=True)
+        with Server(place, durability="power") as server:
+            work = _restore(options, file, server.url, settings.prefix, None, taken=bool(old) and not replace)
+            return options.run(work)
     finally:
         folder.close()
 
 
-async def _restore(options: Options, file: Path, url: str, prefix: str, credentials: str | None) -> int:
+def _aside(server: Path) -> Path:
+    number = 1
+    while (place := server / f"damaged-{number}").exists():
+        number += 1
+    return place
+
+
+async def _restore(
+    options: Options, file: Path, url: str, prefix: str, credentials: str | None, *, taken: bool = False
+) -> int:
+    """`taken` says that the server has a folder for the log already, whether or not it could load it."""
     from dspex.agents.restoring import restore as rebuild
     from dspex.bus.client import Client
+    from dspex.bus.streams import jetstream_api
+    from dspex.core.errors import LogError
     from dspex.core.subjects import Subjects
 
     client = await Client.connect(url, name="dspex restore", credentials=credentials)
     try:
+        if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{Subjects(prefix).stream}"):
+            raise LogError("there is a log that the server cannot load; --replace puts it aside and takes its place")
         last = await rebuild(file, client, Subjects(prefix))
     finally:
         await client.close()

@@ -130,11 +130,12 @@ class _Teller:
             case "crashed":
                 self.down.add(event["agent"])
                 soon = f" in {event['delay']:g} s" if event.get("delay") else ""
-                self._line(
-                    yellow(
-                        f"{event['agent']} (process {event['pid']}) died: {event['reason']}; starting it again{soon}"
-                    )
-                )
+                who = f"{event['agent']} (process {event['pid']}) died" if "pid" in event else event["agent"]
+                self._line(yellow(f"{who}: {event['reason']}; starting it again{soon}"))
+            case "trouble":
+                self._line(red(event["reason"]))
+            case "better":
+                self._line(green(event["reason"]))
             case "serving" if event["agent"] in self.down:
                 self.down.discard(event["agent"])
                 self._line(green(f"{event['agent']} serves again"))

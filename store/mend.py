@@ -67,25 +67,48 @@ async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) ->
             report.add(0, f"it is the archive of log {archive.epoch}, and the log is {log.epoch}")
             return
         reached = int(await archive.noted(REACHED) or 0)
+        lost = _Lost(report)
         after, top = 0, await archive.head()
         while ours := {entry.position: entry for entry in await archive.scan(after, _CHUNK)}:
             until = max(ours) if max(ours) < top else top
             theirs = await _between(log, after, until)
             for position in sorted({*ours, *theirs}):
                 mine, other = ours.get(position), theirs.get(position)
+                if other is not None:
+                    lost.end()
                 if mine is None:
                     report.add(position, f"position {position} is in the log and not in the archive")
                 elif other is None:
                     # What is sealed here came to the log in the open, where it is erased when its task has ended.
                     if not (may_be_forgotten(mine, reached) or sealed(mine.headers)):
-                        report.add(position, f"position {position} is in the archive, and the log has lost it")
+                        lost.add(position)
                 elif not _alike(mine, other, timed=position > restored):
                     report.add(position, f"position {position} is another in the log than in the archive")
             after = until
+        lost.end()
         if await log.head() < top:
             report.add(await log.head() + 1, f"the log ends at {await log.head()} and the archive has it up to {top}")
     finally:
         await archive.close()
+
+
+class _Lost:
+    """Positions that the log has lost, said once for all that stand together: a damaged block takes thousands."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._first, self._last = report, 0, 0
+
+    def add(self, position: int) -> None:
+        self._first, self._last = self._first or position, position
+
+    def end(self) -> None:
+        first, last = self._first, self._last
+        if first == last and first:
+            self._report.add(first, f"position {first} is in the archive, and the log has lost it")
+        elif first:
+            what = f"positions {first} to {last} are in the archive, and the log has lost them"
+            self._report.add(first, what, last)
+        self._first = self._last = 0
 
 
 async def _between(log: Log, after: int, until: int) -> dict[int, Entry]:

@@ -24,10 +24,11 @@ NEAR = 1000
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing that is wrong: where, and what."""
+    """One thing that is wrong: where, and what. `last` is the last of several positions, else 0."""
 
     position: int
     what: str
+    last: int = 0
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -50,10 +51,10 @@ class Report(msgspec.Struct, kw_only=True):
     def first(self) -> Fault | None:
         return min(self.faults, key=lambda fault: fault.position, default=None)
 
-    def add(self, position: int, what: str) -> None:
+    def add(self, position: int, what: str, last: int = 0) -> None:
         self.bad += 1
         if len(self.faults) < MAX_FAULTS:
-            self.faults.append(Fault(position, what))
+            self.faults.append(Fault(position, what, last))
 
 
 def verify(file: Path | str, *, epoch: str = "") -> Report:

@@ -149,10 +149,19 @@ class Running:
         return children(self.supervisor())
 
     def registrar(self) -> int:
-        return self.below_supervisor()[0]
+        return self._called("registrar-")
 
     def archivist(self) -> int:
-        return self.below_supervisor()[1]
+        return self._called("archivist-")
+
+    def _called(self, start: str) -> int:
+        return next(pid for pid in self.below_supervisor() if called(pid).startswith(start))
+
+    def agent_pids(self) -> list[int]:
+        """The agents, in the order they were born."""
+        unborn = called(self.supervisor())  # a fork has its parent's name until it takes its own
+        others = ("registrar-", "archivist-", unborn)
+        return [pid for pid in self.below_supervisor() if not called(pid).startswith(others)]
 
     def descendants(self) -> list[int]:
         found, todo = [], [self.root]
@@ -184,6 +193,14 @@ def children(pid: int) -> list[int]:
 def command(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def called(pid: int) -> str:
+    """The name a process shows under, at most 15 characters."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 

@@ -16,4 +16,5 @@ def test_no_promise_is_broken_while_everything_is_killed_in_turn() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert (found["tasks"], found["effects"]) == (200, 1000)
-    assert sum(found["kills"].values()) == 6
+    assert set(found["kills"]) == {"agent", "supervisor", "registrar", "archivist", "server"}
+    assert found["archived"] > 1000

@@ -1,0 +1,92 @@
+"""The same steps as a DBOS workflow on SQLite; arguments and output as in `dspex_steps.py`.
+
+The way is how many threads run workflows, or "async". Its file is put into WAL mode, where it is several times as fast
+as in the rollback journal it comes with ("default" leaves that); "process" is synchronous=OFF, "power" is FULL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import sqlite3
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dbos import DBOS
+from sqlalchemy import Engine, event
+
+folder, workflows, steps, level, way = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+file = f"{folder}/dbos-{time.time_ns()}.db"
+synchronous = "FULL" if level == "power" else "OFF"
+pragmas: set[str] = set()
+
+
+@event.listens_for(Engine, "connect")
+def connected(connection: Any, _: object) -> None:
+    if way != "default":
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+    found = {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+    pragmas.add(", ".join(f"{name}={value}" for name, value in found.items()))
+
+
+DBOS(config={
+    "name": "steps", "system_database_url": f"sqlite:///{file}", "log_level": "ERROR", "run_admin_server": False,
+})  # fmt: skip
+
+
+@DBOS.step()
+def step(state: dict[str, int]) -> dict[str, int]:
+    return {"n": state["n"] + 1}
+
+
+@DBOS.workflow()
+def flow() -> int:
+    state = {"n": 0}
+    for _ in range(steps):
+        state = step(state)
+    return state["n"]
+
+
+@DBOS.step()
+async def async_step(state: dict[str, int]) -> dict[str, int]:
+    return {"n": state["n"] + 1}
+
+
+@DBOS.workflow()
+async def async_flow() -> int:
+    state = {"n": 0}
+    for _ in range(steps):
+        state = await async_step(state)
+    return state["n"]
+
+
+async def at_once() -> list[int]:
+    return await asyncio.gather(*(async_flow() for _ in range(workflows)))
+
+
+DBOS.launch()
+flow()
+few = max(4, workflows // 20)
+started = time.perf_counter()
+assert [flow() for _ in range(few)] == [steps] * few
+alone = few * steps / (time.perf_counter() - started)
+started, used = time.perf_counter(), time.process_time()
+if way == "async":
+    assert set(asyncio.run(at_once())) == {steps}
+else:
+    with ThreadPoolExecutor(8 if way == "default" else int(way)) as pool:
+        assert set(pool.map(lambda _: flow(), range(workflows))) == {steps}
+rate, used = workflows * steps / (time.perf_counter() - started), time.process_time() - used
+rows = sqlite3.connect(file).execute("SELECT count(*) FROM operation_outputs").fetchone()[0]
+assert rows >= workflows * steps, rows
+print(json.dumps({
+    "rate": rate, "alone": alone, "cpu": used / workflows / steps,
+    "version": f"dbos {importlib.metadata.version('dbos')}",
+    "said": f"{'; '.join(sorted(pragmas))}, {way if way in ('async', 'default') else f'{way} threads'}",
+}), flush=True)  # fmt: skip
+os._exit(0)
