@@ -81,6 +81,7 @@ async def test_nothing_private_is_on_disk_whatever_the_door(systems: Launch, tmp
         output, _ = await caller.ask("vetting", body(book))
         assert output == due
         submitted = await caller.submit("vetting", body(book), key="k-1")
+        assert await caller.result("vetting", submitted) == due
         assert await caller.submit("vetting", body(book, do="raise"), key="k-1") != submitted
         assert await caller.result("vetting", "k-1") == due
         in_the_open = await stored(caller, "vetting", body(book))
