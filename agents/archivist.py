@@ -18,11 +18,14 @@ import msgspec
 import uvloop
 
 from dspex.agents.bounds import Bounds
+from dspex.agents.finding import Finding
 from dspex.agents.forgetting import Forgetter
 from dspex.agents.journal import record
 from dspex.agents.keeping import Keeping
 from dspex.agents.link import Link
+from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
+from dspex.agents.projecting import VIEWS, Projecting
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.vault import Vault, master_from
@@ -52,6 +55,10 @@ VERSION = "0.1.0"
 MAX_WAITING = 16
 NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
+LAST = 1.5
+"""Seconds for what is archived when it is told to stop."""
+SHARE = 0.15
+"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
 LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
 LOOK = 1.0
@@ -100,6 +107,8 @@ class _Archivist:
         self.status = 0
         self.archive: Archive | None = None
         self.keeping: Keeping | None = None
+        self.pace = Pace()
+        self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects, self.pace)
         self.position = self.head = self.forgotten = 0
         self.leads = False
         self.back = asyncio.Event()
@@ -143,6 +152,7 @@ class _Archivist:
         service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
         forgetter = Forgetter(client, log, self.subjects, f"/archivist/{self.spec.name}", self)
         service.serve(Endpoint("privacy-forget", self.subjects.privacy("forget"), forgetter.forget))
+        Finding(self.projecting, self.subjects, self._archived).serve(service)
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
@@ -193,8 +203,11 @@ class _Archivist:
             self.keeping = Keeping(client, self.subjects, log, archive)
             working = [
                 asyncio.create_task(work)
-                for work in (archive.follow(log), forgetting.go_on(), self.keeping.go_on(), self.back.wait())
-            ]
+                for work in (
+                    archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
+                    self.keeping.go_on(), self.back.wait(),
+                )
+            ]  # fmt: skip
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -230,6 +243,9 @@ class _Archivist:
                 await archive.add(await log.scan(archive.position, MAX_GROUP), log)
                 if self.keeping is not None:
                     await self.keeping.once()
+
+    def _rest(self, cost: float) -> float:
+        return self.pace.rest(cost, SHARE)
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count
@@ -278,12 +294,15 @@ class _Archivist:
 
     # -- what it says
 
+    def _archived(self) -> int:
+        return self.archive.position if self.archive else self.position
+
     def _stats(self) -> dict[str, Any]:
-        archive = self.archive
-        position = archive.position if archive else self.position
+        archive, position = self.archive, self._archived()
         return {
             "agent": self.spec.name, "program": None, "role": "archivist", "pid": os.getpid(), "state": "serving",
             "restarts": self.life.restarts, "lag": max(0, self.head - position), "position": position,
             "leads": self.leads, "forgotten": self.forgotten, "file": str(self.spec.file),
-            "trouble": (archive.trouble if archive else "") or self.trouble,
+            "views": self.projecting.position,
+            "trouble": (archive.trouble if archive else "") or self.trouble or self.projecting.trouble,
         }  # fmt: skip

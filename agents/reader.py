@@ -18,7 +18,7 @@ from dspex.bus.client import Client
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, encode_event, events_of, rfc3339
-from dspex.core.errors import InvalidInput, LogCorrupt, NotFound
+from dspex.core.errors import ConnectionFailed, InvalidInput, LogCorrupt, NotFound
 from dspex.core.events import Event, OutcomeReported, SignalSent, TaskSubmitted, UnknownEvent
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate, parse_aggregate, valid_token
@@ -29,6 +29,8 @@ MAX_REPLY = 768 << 10
 ENVELOPE = 64 << 10
 """Bytes kept free beside the events of a reply."""
 MAX_OUTCOMES = 10_000
+MENTIONS_WAIT = 1.0
+"""Seconds that the archivist has to say where a task is named; then the log is looked through."""
 SOON, POLL = 0.005, 2.0
 """Seconds until a tail looks again: after a hint, which comes before the log has what it announces, and without one."""
 
@@ -39,6 +41,11 @@ class _Query(msgspec.Struct, forbid_unknown_fields=True):
     task: int | str | None = None
     aggregate: str | None = None
     program: str | None = None
+
+
+class _Mentions(msgspec.Struct):
+    positions: list[int]
+    position: int
 
 
 class Reader:
@@ -140,14 +147,29 @@ class Reader:
         program = door[1]
         commits = await self._log.read(aggregate("task", program, task))
         story = [submission, *commits, *await self._log.read(aggregate("privacy", program, task))]
+        named, known = await self._mentions(program, int(task))
+        story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):
-            after = 0
+            after = known
             while len(found := await self._log.scan(after, 1000, self._subjects.door(kind, program))) > 0:
                 story += [entry for entry in found if _names(entry.body, task)]
                 after = found[-1].position
                 if len(found) < 1000 or len(story) > MAX_OUTCOMES:
                     break
         return sorted(story, key=lambda entry: entry.position)
+
+    async def _mentions(self, program: str, task: int) -> tuple[list[int], int]:
+        """Where the outcomes and signals stand that name a task, and up to where the archivist knows that; nowhere and
+        0 when it does not say, and then the log is looked through."""
+        wanted = msgspec.json.encode({"program": program, "task": task})
+        try:
+            reply = await self._client.request(self._subjects.archive("mentions"), wanted, timeout=MENTIONS_WAIT)
+            if reply.status or reply.headers.get(h.ERROR_CODE):
+                return [], 0
+            found = msgspec.json.decode(reply.data, type=_Mentions)
+        except (TimeoutError, ConnectionFailed, *NOT_JSON):
+            return [], 0
+        return found.positions, found.position
 
     async def _of_program(self, query: _Query) -> tuple[list[Entry], bool]:
         assert query.program is not None

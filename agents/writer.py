@@ -21,7 +21,7 @@ __all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing"]
 MAX_COMMIT = 256 << 10
 """Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""
 RECORD = 512
-"""Bytes that a record takes beside its result."""
+"""Bytes that a record takes beside its request and result."""
 BEHIND = 0.02
 """Seconds that a record may wait for a companion before it is written although nothing asks for it."""
 
@@ -163,5 +163,5 @@ def _size(payload: Payload) -> int:
     """About how many bytes a payload takes in a commit."""
     if not isinstance(payload, EffectRecorded):
         return RECORD
-    size = RECORD + len(bytes(payload.result))
+    size = RECORD + len(bytes(payload.request)) + len(bytes(payload.result))
     return size + 4 * sum(len(str(value)) for value in payload.arguments) if payload.arguments else size

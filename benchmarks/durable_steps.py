@@ -1,6 +1,6 @@
 """Durable steps per second: dspex beside LangGraph (SqliteSaver) and DBOS (SQLite), in one run, turn by turn.
 
-    python benchmarks/durable_steps.py [--short] [--workflows 200] [--steps 25] [--rounds 3] [--json]
+    python benchmarks/durable_steps.py [--short] [--seconds 3] [--steps 25] [--rounds 3] [--json]
 
 The step is the same everywhere: a dict with a counter goes in, one with the counter incremented comes out, and its
 result is stored before the next step begins. The peers are installed from the package registry into a throwaway virtual
@@ -35,6 +35,8 @@ from typing import Any
 
 STEPS = Path(__file__).with_name("steps")
 PACKAGES = {"langgraph": ["langgraph", "langgraph-checkpoint-sqlite", "aiosqlite"], "dbos": ["dbos"]}
+AT_ONCE = 200
+"""Workflows of dspex that run at once; the peers, which gain nothing from more, run up to 40."""
 LEVELS = ("process", "power", "behind")
 WAYS = {"dspex": ("log",), "langgraph": ("loop", "threads", "async"), "dbos": ("1", "8", "async")}
 
@@ -53,9 +55,10 @@ class Row:
     version: str = ""
     said: str = ""
 
-    def measure(self, folder: Path, workflows: int, steps: int) -> float:
+    def measure(self, folder: Path, steps: int, seconds: float) -> float:
         """One run; raises RuntimeError with the last line it said."""
-        command = [self.python, STEPS / f"{self.system}_steps.py", folder, workflows, steps, self.level, self.way]
+        script = STEPS / f"{self.system}_steps.py"
+        command = [self.python, script, folder, AT_ONCE, steps, seconds, self.level, self.way]
         try:
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
             found = json.loads(done.stdout.splitlines()[-1])
@@ -83,13 +86,13 @@ def install(folder: Path, name: str) -> Path | None:
     return python
 
 
-def fastest(system: str, level: str, python: Path, folder: Path, workflows: int, steps: int) -> Row | None:
+def fastest(system: str, level: str, python: Path, folder: Path, steps: int, seconds: float) -> Row | None:
     """The peer at a level, in the way that is the fastest here."""
     tried: list[Row] = []
     for way in WAYS[system]:
         row = Row(system, level, way, python)
         try:
-            row.measure(folder, workflows, steps)
+            row.measure(folder, steps, seconds)
             tried.append(row)
         except RuntimeError as error:
             print(f"{system} ({level}, {way}) is left out: {error}", file=sys.stderr)
@@ -101,14 +104,14 @@ def fastest(system: str, level: str, python: Path, folder: Path, workflows: int,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="one round of few workflows, each peer in one way only")
-    parser.add_argument("--workflows", type=int, default=200)
+    parser.add_argument("--short", action="store_true", help="one short round, each peer in one way only")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="a Python that has the peers, in place of installing them")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    workflows, rounds = (40, 1) if options.short else (options.workflows, options.rounds)
+    seconds, rounds = (1.0, 1) if options.short else (options.seconds, options.rounds)
     ours = Path(sys.executable)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -118,17 +121,22 @@ def main() -> int:
             for level in LEVELS if system == "langgraph" else LEVELS[:2]:
                 if python and options.short:
                     rows.append(Row(system, level, WAYS[system][0], python))
-                elif python and (row := fastest(system, level, python, folder, max(workflows // 10, 8), options.steps)):
+                elif python and (row := fastest(system, level, python, folder, options.steps, seconds / 3)):
                     rows.append(row)
         for _ in range(rounds):
             for row in list(rows):
                 try:
-                    row.measure(folder, workflows, options.steps)
+                    row.measure(folder, options.steps, seconds)
                 except RuntimeError as error:
                     print(f"{row.system} ({row.level}, {row.way}) is left out: {error}", file=sys.stderr)
                     rows.remove(row)
     report(rows, as_json=options.json)
     return 0 if any(row.system == "dspex" for row in rows) else 1
+
+
+def times(some: list[float], others: list[float]) -> float:
+    """How many times as much, round by round, for what else the machine does changes from round to round."""
+    return round(median(one / other for one, other in zip(some, others, strict=True)), 1)
 
 
 def report(rows: list[Row], *, as_json: bool) -> None:
@@ -144,9 +152,9 @@ def report(rows: list[Row], *, as_json: bool) -> None:
                 "cpu_us": round(median(row.cpu) * 1e6),
             }  # fmt: skip
             if own and own is not row:
-                line["dspex_is"] = round(median(own.rates) / median(row.rates), 1)
-                line["dspex_alone_is"] = round(median(own.alone) / median(row.alone), 1)
-                line["of_the_cpu"] = round(median(row.cpu) / median(own.cpu), 1) if median(own.cpu) else None
+                line["dspex_is"] = times(own.rates, row.rates)
+                line["dspex_alone_is"] = times(own.alone, row.alone)
+                line["of_the_cpu"] = times(row.cpu, own.cpu) if all(own.cpu) else None
             told.append(line)
     if as_json:
         print(json.dumps(told))

@@ -15,7 +15,9 @@ from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.codec import decode_page
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.events import Event
 from dspex.core.subjects import Subjects, valid_token
 
 __all__ = ["Caller"]
@@ -148,6 +150,23 @@ class Caller:
             if page["next"] <= after or page["next"] >= page["head"]:
                 return
             after = page["next"]
+
+    async def pages(self, **query: Any) -> AsyncIterator[list[Event]]:
+        """The same as `events`, a page at a time and decoded. Raises LogCorrupt as well."""
+        after = int(query.pop("after", 0))
+        while True:
+            body = msgspec.json.encode({"after": after, "limit": 1000, **query})
+            reply = await self._request(self.subjects.log("read"), body, 15.0, None)
+            page = decode_page(reply.data)
+            yield page.events
+            if page.next <= after or page.next >= page.head:
+                return
+            after = page.next
+
+    async def archive(self, verb: str, query: object, *, timeout: float = 15.0) -> bytes:
+        """What the archivist answers. Raises Unavailable when none has an archive open now."""
+        reply = await self._request(self.subjects.archive(verb), msgspec.json.encode(query), timeout, None)
+        return reply.data
 
     async def program_of(self, task: str) -> str:
         """Which program a task id belongs to. Raises NotFound."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from dspex.agents.vault import held_of
 from dspex.compose.story import Source, to_event
+from dspex.compose.story import shown as as_shown
 from dspex.compose.unsealing import carry, with_submission
 from dspex.core.codec import encode_commit, sealed_body
 from dspex.core.events import OutcomeReported, SignalSent, TaskSubmitted
@@ -56,7 +57,7 @@ def _restore_submissions(found: dict[int, list[dict[str, Any]]]) -> None:
         for event in shown:
             task = str(event["aggregate"]).rpartition(".")[2]
             if event["type"] == "InputSealed" and int(task) not in found:
-                found[int(task)] = with_submission(task, [event])[:1]
+                found[int(task)] = [as_shown(each) for each in with_submission(task, [to_event(event)])[:1]]
 
 
 def _take(found: dict[int, list[dict[str, Any]]], shown: list[dict[str, Any]]) -> None:

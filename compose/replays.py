@@ -19,7 +19,7 @@ from dspex.core.program import Program
 from dspex.core.replay import Report, replay
 from dspex.core.task import TaskState, fold
 
-__all__ = ["Replay", "adiff", "diff"]
+__all__ = ["Replay", "adiff", "diff", "opened", "wait_for"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Replay:
         """A task, read from a file or from a running system; `values` set variables on top of those it ran on.
 
         Raises NotFound, LogError, ConnectionFailed, and InvalidInput when it is a task of another program."""
-        return _wait(cls.aof(task, program, log=log, url=url, values=values))
+        return wait_for(cls.aof(task, program, log=log, url=url, values=values))
 
     @classmethod
     async def aof(
@@ -51,7 +51,7 @@ class Replay:
         values: dict[str, Any] | None = None,
     ) -> Self:  # fmt: skip
         """Like `of`, to be awaited."""
-        async with _opened(log, url) as source:
+        async with opened(log, url) as source:
             story = await story_of(source, str(task))
         if story.program != program.name:
             raise InvalidInput(f"task {task} is one of {story.program}, and {program.__name__} is {program.name}")
@@ -60,14 +60,14 @@ class Replay:
     @classmethod
     def every(cls, program: type[Program], *, log: str | Path | None = None, url: str | None = None) -> list[Self]:
         """Every recorded task of a program, oldest first."""
-        return _wait(cls.aevery(program, log=log, url=url))
+        return wait_for(cls.aevery(program, log=log, url=url))
 
     @classmethod
     async def aevery(
         cls, program: type[Program], *, log: str | Path | None = None, url: str | None = None
     ) -> list[Self]:
         """Like `every`, to be awaited."""
-        async with _opened(log, url) as source:
+        async with opened(log, url) as source:
             return [cls(story, program) for story in await stories(source, program.name)]
 
     @property
@@ -83,7 +83,7 @@ class Replay:
     @property
     def report(self) -> Report:
         """What running it again found; it is run once, when this is first asked for."""
-        return _wait(self.areport())
+        return wait_for(self.areport())
 
     async def areport(self) -> Report:
         """Like `report`, to be awaited."""
@@ -117,14 +117,14 @@ def diff(
 ) -> list[Row]:
     """Two tasks event by event, `"42"` and `"43"`, or two versions of one, `"42@3"` and `"42@7"`; `row.same` and
     `row.changes` say where they differ. Ids, times and attempts are left out, unless `everything`."""
-    return _wait(adiff(a, b, log=log, url=url, everything=everything))
+    return wait_for(adiff(a, b, log=log, url=url, everything=everything))
 
 
 async def adiff(
     a: str | int, b: str | int, *, log: str | Path | None = None, url: str | None = None, everything: bool = False
 ) -> list[Row]:
     """Like `diff`, to be awaited."""
-    async with _opened(log, url) as source:
+    async with opened(log, url) as source:
         return compare(await _side(source, str(a)), await _side(source, str(b)), everything=everything)
 
 
@@ -139,7 +139,8 @@ async def _side(source: Source, text: str) -> list[Event]:
 
 
 @asynccontextmanager
-async def _opened(log: str | Path | None, url: str | None) -> AsyncIterator[Source]:
+async def opened(log: str | Path | None, url: str | None) -> AsyncIterator[Source]:
+    """The log that is meant: a file, the system at `url`, or with neither the one whose data folder is here."""
     if log is not None:
         source: Source = await FileSource.open(log)
     else:
@@ -153,7 +154,7 @@ async def _opened(log: str | Path | None, url: str | None) -> AsyncIterator[Sour
         await source.close()
 
 
-def _wait(work: Coroutine[Any, Any, T]) -> T:
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run it to its end; in a thread where a loop runs already, as in a notebook."""
     try:
         asyncio.get_running_loop()

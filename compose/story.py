@@ -18,14 +18,14 @@ from dspex.compose.caller import Caller
 from dspex.compose.unsealing import brought_back, close_vault, vault_of_bus, vault_of_file, with_submission
 from dspex.core.codec import decode_commit, encode_event, events_of
 from dspex.core.errors import InvalidAssignment, InvalidInput, LogCorrupt, NotFound, TaskError
-from dspex.core.events import EffectRecorded, Event
-from dspex.core.ports import Entry, Log
+from dspex.core.events import EffectRecorded, Event, TaskSubmitted
+from dspex.core.ports import Entry
 from dspex.core.program import Program
 from dspex.core.space import Assignment
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import STORED_DOORS, Subjects, aggregate, parse_aggregate
 from dspex.core.task import TaskState, fold
 
-__all__ = ["BusSource", "FileSource", "Source", "Story", "instance_of", "stories", "story_of", "to_event"]
+__all__ = ["BusSource", "FileSource", "Source", "Story", "instance_of", "shown", "stories", "story_of", "to_event"]
 
 
 class Source(Protocol):
@@ -34,6 +34,9 @@ class Source(Protocol):
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         """CloudEvents with their positions, in order: of a `task`, an `aggregate`, a `program` or all, those behind
         `after`. Raises NotFound for a task that the log does not have."""
+
+    def pages(self, **query: Any) -> AsyncIterator[list[Event]]:
+        """The same events decoded, some at a time."""
 
     async def head(self) -> int:
         """The position of the newest entry."""
@@ -59,6 +62,9 @@ class BusSource:
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         return self.caller.events(**query)
 
+    def pages(self, **query: Any) -> AsyncIterator[list[Event]]:
+        return self.caller.pages(**query)
+
     async def head(self) -> int:
         return int((await self.caller.read_log(limit=1))["head"])
 
@@ -74,72 +80,106 @@ class BusSource:
         await self.caller.close()
 
 
-class FileSource:
-    """A log in a SQLite file, read without a server."""
+class _Readable(Protocol):
+    """What is asked of a file: the reading half of the `Log` port."""
 
-    def __init__(self, log: Log, prefix: str = "dspex", vault: Vault | None = None) -> None:
-        self._log, self._subjects = log, Subjects(prefix)
+    @property
+    def epoch(self) -> str: ...
+    async def read(self, aggregate: str) -> list[Entry]: ...
+    async def entry(self, position: int) -> Entry | None: ...
+    async def scan(self, after: int, limit: int = 1000, subject: str | None = None) -> list[Entry]: ...
+    async def holding(self, subject: str, text: str) -> list[Entry]: ...
+    async def head(self) -> int: ...
+    async def close(self) -> None: ...
+
+
+class FileSource:
+    """A log, an export or an archive in a SQLite file, read without a server."""
+
+    def __init__(self, log: _Readable, prefix: str = "dspex", vault: Vault | None = None) -> None:
+        self.log, self.subjects = log, Subjects(prefix)
         self.vault = vault or vault_of_file(None)
 
     @classmethod
     async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
         """Open a file for reading only. Raises LogError when it is no log of ours."""
-        from dspex.store import SqliteLog
+        from dspex.store import Archive, SqliteLog
+        from dspex.store.archive import is_archive
 
-        log = await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True)
-        return cls(log, prefix, vault_of_file(Path(path)))
+        vault = vault_of_file(Path(path))
+        if is_archive(Path(path)):
+            return cls(await Archive.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)
+        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        async for page in self.pages(**query):
+            for event in page:
+                yield shown(event)
+
+    async def pages(self, **query: Any) -> AsyncIterator[list[Event]]:
         after = int(query.get("after", 0))
         if "task" in query:
-            for entry in await self._of_task(str(query["task"])):
-                for event in self._shown(entry) if entry.position > after else ():
-                    yield event
+            story = await self._of_task(str(query["task"]))
+            yield [event for entry in story if entry.position > after for event in self._read(entry)]
             return
-        while page := await self._log.scan(after):
-            for entry in page:
-                for event in self._shown(entry):
-                    if _wanted(event, query):
-                        yield event
+        if "aggregate" in query:
+            commits = await self._of_aggregate(str(query["aggregate"]))
+            yield [event for entry in commits if entry.position > after for event in self._read(entry)]
+            return
+        while page := await self.log.scan(after):
+            events = [event for entry in page for event in self._read(entry)]
+            if "program" in query:
+                events = [event for event in events if _is_of(event, str(query["program"]))]
+            yield events
             after = page[-1].position
 
     async def head(self) -> int:
-        return await self._log.head()
+        return await self.log.head()
 
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
         return {}
 
     async def close(self) -> None:
-        await self._log.close()
+        await self.log.close()
         await close_vault(self.vault)
 
     async def _of_task(self, task: str) -> list[Entry]:
-        found = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
-        door = self._subjects.door_of(found.subject) if found else None
+        found = await self.log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
+        door = self.subjects.door_of(found.subject) if found else None
         if found is None or door is None or door[0] != "task":
             raise NotFound(f"the log has no task {task[:40]}")
-        about = [await self._log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
+        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
         story = [found, *about[0], *about[1]]
         for kind in ("outcome", "signal"):
-            after = 0
-            while page := await self._log.scan(after, 1000, self._subjects.door(kind, door[1])):
-                story += [entry for entry in page if _names(entry.body, task)]
-                after = page[-1].position
+            found_there = await self.log.holding(self.subjects.door(kind, door[1]), task)
+            story += [entry for entry in found_there if _names(entry.body, task)]
         return sorted(story, key=lambda entry: entry.position)
 
-    def _shown(self, entry: Entry) -> list[dict[str, Any]]:
+    async def _of_aggregate(self, name: str) -> list[Entry]:
         try:
-            events = events_of(entry, self._subjects)
+            kind, _, id = parse_aggregate(name)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        sent = await self.log.entry(int(id)) if kind in STORED_DOORS and id.isdecimal() and len(id) < 19 else None
+        door = sent and self.subjects.door_of(sent.subject)
+        own = [sent] if sent and door and f"{door[0]}.{door[1]}.{id}" == name else []
+        return [*own, *await self.log.read(name)]
+
+    def _read(self, entry: Entry) -> list[Event]:
+        try:
+            return events_of(entry, self.subjects)
         except LogCorrupt:
             return []
-        return [{"position": entry.position, **msgspec.json.decode(encode_event(event))} for event in events]
 
 
-def _wanted(event: dict[str, Any], query: dict[str, Any]) -> bool:
-    name = str(event["aggregate"])
-    if "aggregate" in query:
-        return name == str(query["aggregate"])
-    return "program" not in query or name.split(".")[1] == str(query["program"])
+def shown(event: Event) -> dict[str, Any]:
+    """An event as JSON has it, with its position."""
+    return {"position": event.position, **msgspec.json.decode(encode_event(event))}
+
+
+def _is_of(event: Event, program: str) -> bool:
+    parts = event.aggregate.split(".")
+    return len(parts) == 3 and parts[1] == program
 
 
 def _names(body: bytes, task: str) -> bool:
@@ -152,16 +192,21 @@ def _names(body: bytes, task: str) -> bool:
 
 @dataclass(frozen=True)
 class Story:
-    """What the log has of one task: its own events, all that are about it as JSON, where its program was, and values by
-    the hash of their assignment. `missing` says why what it holds cannot be brought back; "" when it is all there."""
+    """What the log has of one task: its own events, all that are about it, where its program was, and values by the
+    hash of their assignment. `missing` says why what it holds cannot be brought back; "" when it is all there."""
 
     task: str
     program: str
-    shown: list[dict[str, Any]]
+    every: list[Event]
     events: list[Event]
     app: str
     known: dict[str, dict[str, Any]]
     missing: str = ""
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """All that are about it as JSON, each with its position."""
+        return [shown(event) for event in self.every]
 
     @property
     def state(self) -> TaskState:
@@ -202,25 +247,26 @@ async def story_of(source: Source, task: str) -> Story:
     """One task from a log. Raises NotFound, InvalidInput."""
     if not (task.isascii() and task.isdecimal()):
         raise InvalidInput(f"{task[:40]!r} is no task's id, which is a number; `dspex tasks` lists them")
-    shown = [event async for event in source.events(task=task)]
-    if not shown:
+    every = [event async for page in source.pages(task=task) for event in page]
+    submitted = every[0].data if every else None
+    if not isinstance(submitted, TaskSubmitted):
         raise NotFound(f"the log has no task {task}")
-    program = str(shown[0]["data"]["program"])
-    app, known = await _about(source, program)
-    return await brought_back(_story(task, program, shown, app, known), source.vault)
+    app, known = await _about(source, submitted.program)
+    return await brought_back(_story(task, submitted.program, every, app, known), source.vault)
 
 
 async def stories(source: Source, program: str) -> list[Story]:
     """Every task of a program, oldest first."""
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    async for event in source.events(program=program):
-        kind, _, task = str(event["aggregate"]).split(".")
-        if kind == "task":
-            by_task.setdefault(task, []).append(event)
+    by_task: dict[str, list[Event]] = {}
+    async for page in source.pages(program=program):
+        for event in page:
+            kind, _, task = event.aggregate.partition(f".{program}.")
+            if kind == "task":
+                by_task.setdefault(task, []).append(event)
     app, known = await _about(source, program)
-    by_task = {task: with_submission(task, shown) for task, shown in by_task.items()}
-    whole = {task: shown for task, shown in by_task.items() if shown[0]["type"] == "TaskSubmitted"}
-    found = [_story(task, program, shown, app, known) for task, shown in whole.items()]
+    by_task = {task: with_submission(task, every) for task, every in by_task.items()}
+    whole = {task: every for task, every in by_task.items() if isinstance(every[0].data, TaskSubmitted)}
+    found = [_story(task, program, every, app, known) for task, every in whole.items()]
     return [await brought_back(story, source.vault) for story in found]
 
 
@@ -232,11 +278,9 @@ async def _about(source: Source, program: str) -> tuple[str, dict[str, dict[str,
     return app, await source.values(program)
 
 
-def _story(
-    task: str, program: str, shown: list[dict[str, Any]], app: str, known: dict[str, dict[str, Any]]
-) -> Story:
+def _story(task: str, program: str, every: list[Event], app: str, known: dict[str, dict[str, Any]]) -> Story:
     name = f"task.{program}.{task}"
-    return Story(task, program, shown, [to_event(it) for it in shown if it["aggregate"] == name], app, known)
+    return Story(task, program, every, [event for event in every if event.aggregate == name], app, known)
 
 
 def instance_of(program: type[Program], story: Story, values: dict[str, Any] | None = None) -> Program | None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from dspex.agents.keeping import KEYS, OBJECTS
 from dspex.agents.results import said_forgotten
 from dspex.agents.vault import Vault, held_of, master_from, submission_of
 from dspex.bus.client import Client
 from dspex.bus.objects import NatsKeys, NatsObjects
-from dspex.core.codec import decode_commit, encode_event, events_of
+from dspex.core.codec import events_of
 from dspex.core.errors import Forgotten, LogCorrupt, NotFound
-from dspex.core.events import Event, TaskForgotten
+from dspex.core.events import Event, TaskForgotten, TaskSubmitted
 from dspex.core.ports import Keys, Objects
 from dspex.core.subjects import Subjects
 from dspex.store.aside import FileKeys, FileObjects, MemoryKeys, MemoryObjects, has_aside
@@ -61,27 +59,17 @@ async def brought_back(story: Story, vault: Vault) -> Story:
     try:
         return dataclasses.replace(story, events=await vault.bring_back(story.events))
     except (Forgotten, NotFound, LogCorrupt) as error:
-        said = next((_said(story.task, shown) for shown in story.shown if shown["type"] == "TaskForgotten"), str(error))
+        words = [event for event in story.every if isinstance(event.data, TaskForgotten)]
+        said = str(said_forgotten(story.task, words[0]) if words else error)
         return dataclasses.replace(story, missing=said)
 
 
-def _said(task: str, shown: dict[str, Any]) -> str:
-    event = decode_commit(msgspec.json.encode([shown]), shown["position"])[0]
-    assert isinstance(event.data, TaskForgotten)
-    return str(said_forgotten(task, event))
-
-
-def with_submission(task: str, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_submission(task: str, events: list[Event]) -> list[Event]:
     """A task's events, with its submission in front when its message was erased and its own events keep it."""
-    if shown[0]["type"] == "TaskSubmitted":
-        return shown
-    kept = [event for event in shown if event["type"] == "InputSealed"]
-    events = [decode_commit(msgspec.json.encode([event]), event["position"])[0] for event in kept]
+    if isinstance(events[0].data, TaskSubmitted):
+        return events
     submission = submission_of(task, events, Subjects())
-    if submission is None:
-        return shown
-    event = events_of(submission, Subjects())[0]
-    return [{"position": int(task), **msgspec.json.decode(encode_event(event))}, *shown]
+    return events if submission is None else [events_of(submission, Subjects())[0], *events]
 
 
 async def carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:

@@ -1,28 +1,25 @@
-"""What runs, what came in, what happened: ps, tasks, events."""
+"""What runs, and what happened: ps, events."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dspex.console.history import state_of
 from dspex.console.options import Options, common
 from dspex.console.programs import check_program, program_names
-from dspex.console.render import EventLines, clean, compact, duration, print_json, print_table
-from dspex.console.sources import log_option, opened
+from dspex.console.render import EventLines, clean, compact, print_fields, print_json, print_table
+from dspex.console.sources import log_option, opened, time_of
 
 if TYPE_CHECKING:
     from dspex.compose.caller import Caller
     from dspex.compose.story import Source
-    from dspex.core.task import TaskState
 
-__all__ = ["events", "ps", "tasks"]
+__all__ = ["events", "ps"]
 
-STATES = ["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
 TAIL_WAIT = 20.0
 
 
@@ -68,104 +65,42 @@ def _show_processes(options: Options, processes: list[dict[str, Any]]) -> None:
     print_table(columns, rows, right={"pid", "restarts", "tasks"})
 
 
-@click.command(short_help="Show the tasks that came in.")
-@click.argument("program", required=False, shell_complete=program_names)
-@click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
-@click.option("--limit", type=click.IntRange(0), help="The newest so many; 0 is all (default: 50, with --json all).")
-@log_option
-@common
-def tasks(options: Options, program: str | None, state: str | None, limit: int | None, log: str | None) -> None:
-    """Show the tasks that came in, oldest first, and where they stand."""
-    kept = limit if limit is not None else (0 if options.json else 50)
-
-    async def work() -> deque[tuple[str, str, str, TaskState]]:
-        async with opened(options, log) as source:
-            await check_program(source, program)
-            query = {"program": program} if program else {}
-            found = await _folded(source, query)
-        wanted = [row for row in found if state is None or row[3].status == state]
-        return deque(wanted, kept or None)
-
-    rows = options.run(work())
-    if options.json:
-        for task, name, came, where in rows:
-            print_json({"task": task, "program": name, "submitted": came, **state_of(where)})
-        return
-    print_table(
-        ["task", "program", "state", "tries", "came (UTC)", "took", "what came of it"],
-        [
-            [task, name, where.status, where.attempts, came[11:19], duration(where.seconds or None), _end(where)]
-            for task, name, came, where in rows
-        ],
-        right={"task", "tries", "took"},
-    )
-
-
-async def _folded(source: Source, query: dict[str, Any]) -> list[tuple[str, str, str, TaskState]]:
-    """Every task that the events name: id, program, when it came in, and its state."""
-    from dspex.compose.story import to_event
-    from dspex.core.task import TaskState, fold
-
-    states: dict[str, TaskState] = {}
-    came: dict[str, str] = {}
-    async for event in source.events(**query):
-        name = event["aggregate"]
-        if name.startswith("task."):
-            came.setdefault(name, event["time"])
-            states[name] = fold([to_event(event)], states.get(name, TaskState()))
-    return [(name.split(".")[2], name.split(".")[1], came[name], state) for name, state in states.items()]
-
-
-def _end(state: TaskState) -> str:
-    """What came of a task, in a line."""
-    if state.output is not None:
-        return compact(_json(bytes(state.output)))
-    if state.of:
-        return f"the same as task {state.of}"
-    if state.error:
-        return f"{state.code} {state.error}: {state.message}"
-    if state.status == "sleeping":  # nobody holds it meanwhile
-        signals = sorted({wait.signal for wait in state.waits if wait.signal})
-        return clean(f"waits for the signal {' or '.join(signals)}" if signals else "waits for a time")
-    return f"held by {state.agent}" if state.agent else ""
-
-
-def _json(body: bytes) -> Any:
-    import json
-
-    return json.loads(body)
-
-
 @click.command(short_help="Show what happened, from the log.")
-@click.argument("task", required=False)
+@click.argument("what", metavar="[TASK|AGGREGATE]", required=False)
 @click.option("--program", metavar="PROGRAM", help="Only events of this program.", shell_complete=program_names)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--after", type=click.IntRange(0), metavar="N", help="Only what is behind position N of the log.")
 @click.option("--limit", type=click.IntRange(0), help="So many at most; 0 is all (default: 100, with --json all).")
+@click.option("--to", type=click.IntRange(0), metavar="N", help="The aggregate's own events, up to its version N.")
+@click.option("--at", metavar="TIME", help="The same, up to a time: 2026-11-23T10:00:00, 10:00:00 (UTC) or 2h ago.")
+@click.option("--state", is_flag=True, help="Show the state that the aggregate's events add up to, not the events.")
 @log_option
 @common
 def events(
-    options: Options, task: str | None, program: str | None, follow: bool, after: int | None, limit: int | None,
-    log: str | None,
+    options: Options, what: str | None, program: str | None, follow: bool, after: int | None, limit: int | None,
+    to: int | None, at: str | None, state: bool, log: str | None,
 ) -> None:  # fmt: skip
-    """Show what happened, from the log: everything, or one program's or one task's events.
+    """Show what happened, from the log: everything, or one program's, one task's or one aggregate's events.
 
-    With --limit they are the newest, or with --after the first behind that position. With --json they are
-    CloudEvents, one per line, each with its position in the log.
+    An aggregate is kind.name.id, such as task.qabot.42 or program.qabot.0. With --limit they are the newest, or with
+    --after the first behind that position. With --json they are CloudEvents, one per line, each with its position in
+    the log.
     """
-    if task and program:
+    if what and program:
         raise click.UsageError("a task and a program were given; one of them is due")
     if follow and log:
         raise click.UsageError("--follow and --log were given; nothing happens in a file")
-    wanted = limit if limit is not None else (0 if options.json or task else 100)
-    query = {"task": task} if task else {"program": program} if program else {}
-    lines = EventLines()
-
-    def show(event: dict[str, Any]) -> None:
-        if options.json:
-            print_json(event)
-        else:
-            lines.show(event)
+    narrow = state or at is not None or to is not None
+    if narrow and (not what or follow or after is not None):
+        raise click.UsageError("--to, --at and --state need a task or an aggregate, and neither --follow nor --after")
+    if to is not None and at is not None:
+        raise click.UsageError("--to and --at were given; one of them is due")
+    if what and narrow:
+        options.run(_show_aggregate(options, what, to, time_of(at) if at else "", state, log))
+        return
+    wanted = limit if limit is not None else (0 if options.json or what else 100)
+    query = _query(what) if what else {"program": program} if program else {}
+    show = _shower(options)
 
     async def work() -> None:
         async with opened(options, log) as source:
@@ -177,6 +112,37 @@ def events(
                     show(event)
 
     options.run(work())
+
+
+def _query(what: str) -> dict[str, Any]:
+    """A task's id asks for its story, an aggregate's name for its own events."""
+    return {"aggregate": what} if "." in what else {"task": what}
+
+
+def _shower(options: Options) -> Callable[[dict[str, Any]], None]:
+    if options.json:
+        return print_json
+    return EventLines().show
+
+
+async def _show_aggregate(options: Options, what: str, to: int | None, at: str, state: bool, log: str | None) -> None:
+    """One aggregate's own events up to a version or a time, or the state after them."""
+    from dspex.compose.state import events_of_aggregate, state_at
+    from dspex.compose.story import shown, story_of
+
+    async with opened(options, log) as source:
+        name = what if "." in what else (await story_of(source, what)).events[0].aggregate
+        if not state:
+            show = _shower(options)
+            for event in await events_of_aggregate(source, name, to, at):
+                show(shown(event))
+            return
+        found = await state_at(source, name, to, at)
+    if options.json:
+        print_json(found)
+        return
+    about = {name: found[name] for name in ("aggregate", "version", "position", "time")}
+    print_fields([(name, compact(value)) for name, value in (about | found["state"]).items()])
 
 
 async def _show_past(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from msgspec import Raw
+import msgspec
+from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from dspex.core.events import (
+    EffectRecorded,
     Event,
     Head,
     InputSealed,
@@ -22,15 +23,16 @@ from dspex.core.events import (
     TaskSleeping,
     TaskSubmitted,
 )
+from dspex.core.fold import Fold
 
-__all__ = ["Status", "TaskState", "fold", "may_attempt"]
+__all__ = ["STATES", "TERMINAL", "Status", "TaskState", "fold", "may_attempt"]
 
 Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
+STATES: tuple[Status, ...] = get_args(Status)
 TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class TaskState:
+class TaskState(Struct, frozen=True, omit_defaults=True):
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
     attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for."""
 
@@ -48,48 +50,68 @@ class TaskState:
     message: str = ""
     of: str = ""
     seconds: float = 0.0
-    head: Head = Head()  # noqa: RUF009 - frozen
+    head: Head = Head()
 
     @property
     def ended(self) -> bool:
         return self.status in TERMINAL
 
 
-def fold(events: Iterable[Event], state: TaskState = TaskState()) -> TaskState:
-    """The state after `events`. An event of a kind that says nothing about the task changes only the head."""
-    for event in events:
-        state = _evolve(state, event)
-        if event.version:
-            state = replace(state, head=Head(event.version, event.position))
-    return state
-
-
 def _evolve(state: TaskState, event: Event) -> TaskState:
+    """An event of a kind that says nothing about the task changes only the head."""
+    head = Head(event.version, event.position) if event.version else state.head
     match event.data:
+        case EffectRecorded():
+            return replace(state, head=head)
         case TaskSubmitted(input=input) | InputSealed(input=input):
-            return replace(state, input=input)
+            return replace(state, head=head, input=input)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment):
             return replace(
-                state, status="running", attempts=attempt, agent=agent, assignment=assignment,
-                waits=(),
-            )  # fmt: skip
-        case TaskSleeping():
-            return replace(state, status="sleeping", rested=state.attempts, waits=(*state.waits, event.data))
-        case TaskRetried(retry=retry):
-            return replace(state, status="sleeping", rested=state.attempts, retries=retry)
+                state, head=head, status="running", attempts=attempt, agent=agent, assignment=assignment, waits=()
+            )
         case TaskCompleted(output=output, seconds=seconds):
-            return replace(state, status="completed", output=output, seconds=seconds)
+            return replace(state, head=head, status="completed", output=output, seconds=seconds)
+        case TaskSleeping() as wait:
+            return replace(state, head=head, status="sleeping", rested=state.attempts, waits=(*state.waits, wait))
+        case TaskRetried(retry=retry):
+            return replace(state, head=head, status="sleeping", rested=state.attempts, retries=retry)
         case TaskFailed(code=code, type=kind, message=message, seconds=seconds):
-            return replace(state, status="failed", code=code, error=kind, message=message, seconds=seconds)
+            return replace(
+                state, head=head, status="failed", code=code, error=kind, message=message, seconds=seconds
+            )
         case TaskDuplicate(of=of):
-            return replace(state, status="duplicate", of=of)
+            return replace(state, head=head, status="duplicate", of=of)
         case TaskDeadLettered(reason=reason):
-            return replace(state, status="dead", code=500, error="TaskDeadLettered", message=reason)
+            return replace(state, head=head, status="dead", code=500, error="TaskDeadLettered", message=reason)
         case TaskCancelled(reason=reason):
             message = f"the task was cancelled: {reason}" if reason else "the task was cancelled"
-            return replace(state, status="cancelled", code=409, error="TaskCancelled", message=message, waits=())
+            return replace(
+                state, head=head, status="cancelled", code=409, error="TaskCancelled", message=message, waits=()
+            )
         case _:
-            return state
+            return replace(state, head=head)
+
+
+class _Kept(TaskState, frozen=True):
+    """A state as it is read back: msgspec decodes no `Raw | None`; what is left out, because it is None, is empty."""
+
+    input: Raw = Raw()
+    output: Raw = Raw()
+
+
+_decode_kept = msgspec.json.Decoder(_Kept).decode
+
+
+def _load(data: bytes) -> TaskState:
+    kept = _decode_kept(data)
+    fields = {name: getattr(kept, name) for name in TaskState.__struct_fields__}
+    for name in ("input", "output"):
+        fields[name] = fields[name] if bytes(fields[name]) else None
+    return TaskState(**fields)
+
+
+fold = Fold(kind="task", version=1, initial=TaskState(), evolve=_evolve, load=_load)
+"""The state of a task after some of its events."""
 
 
 def may_attempt(state: TaskState, limit: int) -> bool:

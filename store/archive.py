@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
@@ -24,13 +24,13 @@ from dspex.core.subjects import Subjects
 from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
 from dspex.store.reading import SELECT, Reading, connect, finished
 
-__all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "set_aside", "start_file"]
+__all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "is_archive", "set_aside", "start_file"]
 
 logger = logging.getLogger("dspex.store")
 
 FORMAT = 1
 APPLICATION_ID = 0x64737061  # "dspa"
-GROUP_WAIT = 0.25
+GROUP_WAIT = 0.4
 """Seconds between groups, so that one flush pays for many rows."""
 IDLE_WAIT = 0.5
 """The same when nothing has come for a while."""
@@ -60,6 +60,9 @@ class Archive(Reading):
         self.position = self.count = 0
         self.chain = EMPTY
         self.trouble = ""
+        self.grown = asyncio.Event()
+        """Set whenever rows were added; whoever waits for it clears it."""
+        self._hurry = asyncio.Event()
 
     @classmethod
     async def open(
@@ -102,21 +105,34 @@ class Archive(Reading):
 
     # -- filling it
 
-    async def follow(self, log: Log) -> None:
+    async def follow(self, log: Log, rest: Callable[[float], float] = lambda cost: 0.0) -> None:
         """Archive all that the log has behind our last row, and then what is new, until cancelled.
 
-        It reads in groups, not entry by entry as they come: that costs the running system the least. Raises LogError
-        when the log cannot be read, and when it does not go on from what was archived. A disk that is full only delays:
-        the same rows are tried again until they fit, and `trouble` says so meanwhile.
+        It reads in groups, not entry by entry as they come: that costs the running system the least. `rest` says how
+        many seconds to rest after a group, by the seconds of a core that it took. Raises LogError when the log cannot
+        be read, and when it does not go on from what was archived. A disk that is full only delays: the same rows are
+        tried again until they fit, and `trouble` says so meanwhile.
         """
         await self.check(log)
         pause = GROUP_WAIT
         while True:
+            began = time.process_time()
             entries = await log.scan(self.position, MAX_GROUP)
             await self.add(entries, log)
             pause = GROUP_WAIT if entries else min(2 * pause, IDLE_WAIT)
-            if len(entries) < MAX_GROUP:
-                await asyncio.sleep(pause)
+            due = 0.0 if len(entries) >= MAX_GROUP else pause
+            await self._rest(max(due, rest(time.process_time() - began)))
+
+    def hurry(self) -> None:
+        """Archive what waits now, and not only when the next group is due."""
+        self._hurry.set()
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, unless somebody wants what is new at once."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), seconds)
+        self._hurry.clear()
 
     async def check(self, log: Log) -> None:
         """See that the log still has what we have of it at our last row. Raises LogError.
@@ -165,6 +181,7 @@ class Archive(Reading):
                         raise LogError(f"the archive {self.file} is closed")
                     await finished(asyncio.to_thread(self._write, rows))
                 self.trouble = ""
+                self.grown.set()
                 return
             except (sqlite3.OperationalError, OSError) as error:
                 trouble = f"{self.file} cannot be written ({error}); what is new waits in the log"
@@ -265,6 +282,13 @@ def hold(file: Path) -> int:
         os.close(number)
         raise LogError(f"another process writes the archive {file}") from None
     return number
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is an archive, and not a log of another kind; False when it cannot be read."""
+    with suppress(sqlite3.Error), closing(connect(file, readonly=True)) as connection:
+        return bool(connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+    return False
 
 
 def set_aside(file: Path, epoch: str) -> Path | None:

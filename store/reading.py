@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
@@ -21,12 +22,14 @@ T = TypeVar("T")
 SELECT = "SELECT position, time, subject, headers, body, chain FROM log"
 POLL = 0.2
 """Seconds until a tail looks again: another process writes, and cannot tell us."""
-_CHUNK = 256
+_CHUNK = 1000
 
 
 def connect(file: Path, *, readonly: bool) -> sqlite3.Connection:
     """A connection to an archive's file; a writing one commits through to the disk. Raises sqlite3.Error."""
     mode = "ro" if readonly else "rwc"
+    if readonly and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
+        mode = "ro&immutable=1"  # SQLite could not put its files beside it, and nobody writes it
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
     )
@@ -74,10 +77,13 @@ class Reading:
     async def scan(self, after: int, limit: int = 1000, subject: str | None = None) -> list[Entry]:
         """Up to `limit` entries behind position `after`, in order."""
         matches = subject_filter(subject) if subject is not None else None
+        exact = subject is not None and "*" not in subject and not subject.endswith(">")
+        where = "subject = ? AND position > ?" if exact else "position > ?"
         found: list[Entry] = []
         size = 0
         while len(found) < limit and size < SCAN_BYTES:
-            rows = await self._rows(f"WHERE position > ? ORDER BY position LIMIT {_CHUNK}", (after,))
+            parameters = (subject, after) if exact else (after,)
+            rows = await self._rows(f"WHERE {where} ORDER BY position LIMIT {_CHUNK}", parameters)
             for row in rows:
                 if row.subject != GAP and (matches is None or matches(row.subject)) and len(found) < limit:
                     found.append(entry_of(row))
@@ -86,6 +92,11 @@ class Reading:
                 break
             after = rows[-1].position
         return found
+
+    async def holding(self, subject: str, text: str) -> list[Entry]:
+        """The entries of one subject whose bodies hold some bytes, in order; found without making all the others."""
+        rows = await self._rows("WHERE subject = ? AND instr(body, ?) > 0 ORDER BY position", (subject, text.encode()))
+        return [entry_of(row) for row in rows]
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncGenerator[Entry, None]:
         """All entries behind `after` and then every new one; ends when the archive is closed."""

@@ -19,7 +19,7 @@ PUBLIC = [
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",
     "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable", "adiff",
-    "computed", "constraint", "diff", "effect", "http", "idempotency_key", "variable",
+    "afind_tasks", "computed", "constraint", "diff", "effect", "find_tasks", "http", "idempotency_key", "variable",
 ]  # fmt: skip
 
 HEAVY = {

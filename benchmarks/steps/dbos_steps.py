@@ -19,7 +19,8 @@ from typing import Any
 from dbos import DBOS
 from sqlalchemy import Engine, event
 
-folder, workflows, steps, level, way = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+folder, workflows, steps, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+level, way = sys.argv[5:]
 file = f"{folder}/dbos-{time.time_ns()}.db"
 synchronous = "FULL" if level == "power" else "OFF"
 pragmas: set[str] = set()
@@ -65,27 +66,38 @@ async def async_flow() -> int:
     return state["n"]
 
 
-async def at_once() -> list[int]:
-    return await asyncio.gather(*(async_flow() for _ in range(workflows)))
+def measure(at_once: int, seconds: float) -> tuple[int, float]:
+    """How many steps were done, and how many a second, in at least so many seconds."""
+    done, started = 0, time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        each = map if at_once == 1 else pool.map
+        while (passed := time.perf_counter() - started) < seconds:
+            assert set(each(lambda _: flow(), range(at_once))) == {steps}
+            done += at_once * steps
+    return done, done / passed
+
+
+async def measure_async(at_once: int, seconds: float) -> tuple[int, float]:
+    done, started = 0, time.perf_counter()
+    while (passed := time.perf_counter() - started) < seconds:
+        assert set(await asyncio.gather(*(async_flow() for _ in range(at_once)))) == {steps}
+        done += at_once * steps
+    return done, done / passed
 
 
 DBOS.launch()
-flow()
-few = max(4, workflows // 20)
-started = time.perf_counter()
-assert [flow() for _ in range(few)] == [steps] * few
-alone = few * steps / (time.perf_counter() - started)
-started, used = time.perf_counter(), time.process_time()
+measure(1, 0.2)
+_, alone = measure(1, seconds / 4)
+used = time.process_time()
 if way == "async":
-    assert set(asyncio.run(at_once())) == {steps}
+    done, rate = asyncio.run(measure_async(min(workflows, 40), seconds))
 else:
-    with ThreadPoolExecutor(8 if way == "default" else int(way)) as pool:
-        assert set(pool.map(lambda _: flow(), range(workflows))) == {steps}
-rate, used = workflows * steps / (time.perf_counter() - started), time.process_time() - used
+    done, rate = measure(8 if way == "default" else int(way), seconds)
+used = time.process_time() - used
 rows = sqlite3.connect(file).execute("SELECT count(*) FROM operation_outputs").fetchone()[0]
-assert rows >= workflows * steps, rows
+assert rows >= done, rows
 print(json.dumps({
-    "rate": rate, "alone": alone, "cpu": used / workflows / steps,
+    "rate": rate, "alone": alone, "cpu": used / done,
     "version": f"dbos {importlib.metadata.version('dbos')}",
     "said": f"{'; '.join(sorted(pragmas))}, {way if way in ('async', 'default') else f'{way} threads'}",
 }), flush=True)  # fmt: skip

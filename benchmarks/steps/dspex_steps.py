@@ -1,4 +1,5 @@
-"""The steps as a dspex program. Arguments: folder, workflows, steps, level, way. Prints one JSON object.
+"""The steps as a dspex program. Arguments: folder, workflows at once, steps, seconds, level, way. Prints one
+JSON object.
 
 The level is "process" (every record acknowledged by the log's process before the next step begins, no fsync), "power"
 (the same, on disk with fsync), or "behind" (the step only reads, so its record is written while the next goes on). The
@@ -57,23 +58,25 @@ def cpu_seconds() -> float:
     return sum(used.get(pid, 0.0) for pid in tree)
 
 
-async def main(folder: str, workflows: int, steps: int, level: str, way: str) -> None:
+async def main(folder: str, workflows: int, steps: int, seconds: float, level: str, way: str) -> None:
     behind = level == "behind"
     durability = "power" if level == "power" else "process"
     data = f"{folder}/ours-{time.time_ns()}"
     async with System(Flow, data=data, durability=durability, archive=way == "archive") as system:
 
-        async def run(at_once: int, count: int) -> float:
-            started = time.perf_counter()
-            for _ in range(count // at_once):
+        async def run(at_once: int, seconds: float) -> tuple[int, float]:
+            """How many steps were done, and how many a second, in at least so many seconds."""
+            done, started = 0, time.perf_counter()
+            while (passed := time.perf_counter() - started) < seconds:
                 asked = [system.aask(steps=steps, behind=behind) for _ in range(at_once)]
                 assert {output.n for output in await asyncio.gather(*asked)} == {steps}
-            return count * steps / (time.perf_counter() - started)
+                done += at_once * steps
+            return done, done / passed
 
-        await run(1, 2)
-        alone = await run(1, max(4, workflows // 20))
+        await run(1, 0.2)
+        _, alone = await run(1, seconds / 4)
         used = cpu_seconds()
-        rate = await run(workflows, workflows)
+        done, rate = await run(workflows, seconds)
         used = cpu_seconds() - used
         task = await system.asubmit(steps=steps, behind=behind)
         await system.aresult(task)
@@ -82,9 +85,9 @@ async def main(folder: str, workflows: int, steps: int, level: str, way: str) ->
     said = {"process": "acknowledged by nats-server", "power": "fsynced by nats-server", "behind": "read_only"}[level]
     copies = "with its archive" if way == "archive" else "log only"
     print(json.dumps({
-        "rate": rate, "alone": alone, "cpu": used / workflows / steps, "version": "dspex", "said": f"{said}, {copies}",
+        "rate": rate, "alone": alone, "cpu": used / done, "version": "dspex", "said": f"{said}, {copies}",
     }))  # fmt: skip
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5], sys.argv[6]))

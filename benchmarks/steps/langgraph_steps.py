@@ -1,6 +1,6 @@
 """The same steps as a LangGraph graph with its SQLite checkpointer; arguments and output as in `dspex_steps.py`.
 
-The way is "loop" (one after the other, `invoke`), "threads" (eight at once) or "async" (`AsyncSqliteSaver`, all at
+The way is "loop" (one after the other, `invoke`), "threads" (eight at once) or "async" (`AsyncSqliteSaver`, up to 40 at
 once). Its file is in WAL mode, as the saver sets it; "process" and "behind" are synchronous=OFF, "power" is FULL.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import itertools
 import json
 import sqlite3
 import sys
@@ -20,7 +21,8 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 
-folder, workflows, steps, level, way = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+folder, workflows, steps, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+level, way = sys.argv[5:]
 file = f"{folder}/langgraph-{time.time_ns()}.db"
 synchronous = "FULL" if level == "power" else "OFF"
 durability: Any = "async" if level == "behind" else "sync"
@@ -50,11 +52,11 @@ def config(name: object) -> Any:
     return {"configurable": {"thread_id": str(name)}, "recursion_limit": steps + 10}
 
 
-def report(rate: float, alone: float, cpu: float, rows: int) -> None:
-    assert rows >= workflows * steps, rows
+def report(rate: float, alone: float, done: int, cpu: float, rows: int) -> None:
+    assert rows >= done, rows
     packages = ("langgraph", "langgraph-checkpoint-sqlite")
     print(json.dumps({
-        "rate": rate, "alone": alone, "cpu": cpu / workflows / steps,
+        "rate": rate, "alone": alone, "cpu": cpu / done,
         "version": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         "said": f"WAL, synchronous={synchronous}, durability={durability!r}, {way}",
     }))  # fmt: skip
@@ -67,25 +69,26 @@ def in_threads() -> None:
     connection.execute(f"PRAGMA synchronous={synchronous}")
     app = graph(step).compile(checkpointer=saver)
 
-    def run(name: object) -> None:
-        assert app.invoke({"n": 0}, config(name), durability=durability)["n"] == steps
+    names = itertools.count()
 
-    def measure(prefix: str, count: int, at_once: int) -> float:
-        started = time.perf_counter()
-        if at_once == 1:
-            for number in range(count):
-                run(f"{prefix}{number}")
-        else:
-            with ThreadPoolExecutor(at_once) as pool:
-                list(pool.map(run, [f"{prefix}{number}" for number in range(count)]))
-        return count * steps / (time.perf_counter() - started)
+    def run(_: object) -> None:
+        assert app.invoke({"n": 0}, config(next(names)), durability=durability)["n"] == steps
 
-    run("warm")
-    alone = measure("alone", max(4, workflows // 20), 1)
+    def measure(at_once: int, seconds: float) -> tuple[int, float]:
+        """How many steps were done, and how many a second, in at least so many seconds."""
+        done, started = 0, time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            each = map if at_once == 1 else pool.map
+            while (passed := time.perf_counter() - started) < seconds:
+                done += len(list(each(run, range(at_once)))) * steps
+        return done, done / passed
+
+    measure(1, 0.2)
+    _, alone = measure(1, seconds / 4)
     used = time.process_time()
-    rate = measure("w", workflows, 8 if way == "threads" else 1)
+    done, rate = measure(8 if way == "threads" else 1, seconds)
     used = time.process_time() - used
-    report(rate, alone, used, connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+    report(rate, alone, done, used, connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
 
 
 async def in_loop() -> None:
@@ -95,19 +98,25 @@ async def in_loop() -> None:
         await connection.execute(f"PRAGMA synchronous={synchronous}")
         app = graph(async_step).compile(checkpointer=saver)
 
-        async def run(name: str) -> None:
-            assert (await app.ainvoke({"n": 0}, config(name), durability=durability))["n"] == steps
+        names = itertools.count()
 
-        await run("warm")
-        started, few = time.perf_counter(), max(4, workflows // 20)
-        for number in range(few):
-            await run(f"alone{number}")
-        alone = few * steps / (time.perf_counter() - started)
-        started, used = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(run(f"w{number}") for number in range(workflows)))
-        rate, used = workflows * steps / (time.perf_counter() - started), time.process_time() - used
+        async def run() -> None:
+            assert (await app.ainvoke({"n": 0}, config(next(names)), durability=durability))["n"] == steps
+
+        async def measure(at_once: int, seconds: float) -> tuple[int, float]:
+            done, started = 0, time.perf_counter()
+            while (passed := time.perf_counter() - started) < seconds:
+                await asyncio.gather(*(run() for _ in range(at_once)))
+                done += at_once * steps
+            return done, done / passed
+
+        await measure(1, 0.2)
+        _, alone = await measure(1, seconds / 4)
+        used = time.process_time()
+        done, rate = await measure(min(workflows, 40), seconds)
+        used = time.process_time() - used
         (rows,) = await (await connection.execute("SELECT count(*) FROM checkpoints")).fetchone()  # type: ignore[misc]
-    report(rate, alone, used, rows)
+    report(rate, alone, done, used, rows)
 
 
 if way == "async":

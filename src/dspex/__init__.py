@@ -26,6 +26,7 @@ _HOME = {
         "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
         "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
@@ -35,6 +36,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.compose.find import afind_tasks as afind_tasks
+    from dspex.compose.find import find_tasks as find_tasks
     from dspex.compose.http import HttpReply as HttpReply
     from dspex.compose.http import http as http
     from dspex.compose.replays import Replay as Replay

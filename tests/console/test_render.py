@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dspex.console.look import _end
 from dspex.console.render import clock, gist
-from dspex.core.events import TaskSleeping
-from dspex.core.task import TaskState
+from dspex.console.tasks import end_of
+from dspex.core.find import TaskRow
 
 
 def test_a_time_of_another_day_has_its_date() -> None:
@@ -18,10 +17,12 @@ def test_a_time_of_another_day_has_its_date() -> None:
 
 
 def test_a_sleeping_task_is_not_said_to_be_held() -> None:
-    asks = TaskSleeping(key="a.signal.yes#0", until=0.0, signal="yes")
-    assert _end(TaskState(status="sleeping", agent="a-1", waits=(asks,))) == "waits for the signal yes"
-    assert _end(TaskState(status="sleeping", agent="a-1")) == "waits for a time"
-    assert _end(TaskState(status="running", agent="a-1")) == "held by a-1"
+    def row(state: str, waits: list[str] | None = None) -> TaskRow:
+        return TaskRow(task="1", program="a", state=state, agent="a-1", waits=waits)
+
+    assert end_of(row("sleeping", ["yes"])) == "waits for the signal yes"
+    assert end_of(row("sleeping", [])) == "waits for a time"
+    assert end_of(row("running")) == "held by a-1"
 
 
 def test_one_variable_is_not_many() -> None:

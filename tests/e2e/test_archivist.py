@@ -21,6 +21,7 @@ import pytest
 from tests.contracts.log_contract import commit, put
 from tests.e2e.running import HERE, PROGRAMS, Running
 
+from dspex import afind_tasks
 from dspex.agents.bounds import Bounds
 from dspex.agents.restoring import restore
 from dspex.agents.retention import Forgetting
@@ -28,9 +29,11 @@ from dspex.bus.client import Client
 from dspex.bus.server import Server
 from dspex.bus.streams import ensure_log, jetstream_api, set_doors
 from dspex.compose.caller import Caller
+from dspex.core.codec import events_of
 from dspex.core.errors import LogError, NotFound
 from dspex.core.events import Head
 from dspex.core.subjects import Subjects
+from dspex.core.task import TaskState, fold
 from dspex.store.archive import Archive
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import compare
@@ -61,6 +64,22 @@ async def archived(caller: Caller, log: JetStreamLog) -> int:
 
 async def log_of(caller: Caller) -> JetStreamLog:
     return JetStreamLog(caller.client, SUBJECTS, await ensure_log(caller.client, SUBJECTS))
+
+
+async def found(url: str) -> dict[str, tuple[str, int, int]]:
+    """State, version and attempts of every task, as the views have them."""
+    rows = await afind_tasks(limit=0, url=url)
+    return {f"task.{row.program}.{row.task}": (row.state, row.version, row.attempts) for row in rows}
+
+
+async def folded(log: JetStreamLog) -> dict[str, tuple[str, int, int]]:
+    """The same, folded from the log."""
+    states: dict[str, TaskState] = {}
+    for entry in await log.scan(0, 1_000_000):
+        for event in events_of(entry, SUBJECTS):
+            if event.aggregate.startswith("task."):
+                states[event.aggregate] = fold([event], states.get(event.aggregate))
+    return {name: (state.status, state.head.version, state.attempts) for name, state in states.items()}
 
 
 def dspex(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -96,6 +115,9 @@ async def test_nothing_is_missing_though_the_archivist_is_killed_under_load(syst
         report = Report(file="")
         await compare(system.data / "archive.db", log, report)
         assert report.ok
+        async with asyncio.timeout(30):  # until no task ends between the two any more
+            while await found(system.url) != await folded(log):
+                await asyncio.sleep(0.2)
         archive = await Archive.open(system.data / "archive.db", readonly=True)
         assert await archive.head() >= top > 300
         assert [e.position for e in await archive.scan(0, top)] == list(range(1, top + 1))

@@ -11,12 +11,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.store.archives import EPOCH, entry, fill
+from tests.store.disks import WAYS, Full, full_disk
 
 from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Entry
@@ -345,11 +346,14 @@ async def test_the_log_and_the_archive_are_compared(file: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-async def test_a_full_disk_delays_and_nothing_is_half_done(small_disk: Callable[[int], Path]) -> None:
-    small = small_disk(1 << 20)
-    ballast = small / "ballast"
-    ballast.write_bytes(bytes(850_000))
-    archive = await Archive.open(small / "archive.db", epoch=EPOCH)
+@pytest.mark.parametrize("how", WAYS)
+async def test_a_full_disk_delays_and_nothing_is_half_done(tmp_path: Path, how: str) -> None:
+    with full_disk(tmp_path, how) as disk:
+        await _goes_on(disk)
+
+
+async def _goes_on(disk: Full) -> None:
+    archive = await Archive.open(disk.folder / "archive.db", epoch=EPOCH)
     log = Served([entry(position, 600) for position in range(1, 501)])
     following = asyncio.create_task(archive.follow(log))  # type: ignore[arg-type]
     async with asyncio.timeout(20):
@@ -358,7 +362,7 @@ async def test_a_full_disk_delays_and_nothing_is_half_done(small_disk: Callable[
     assert "the log" in archive.trouble
     stood = archive.position
     assert verify(archive.file).rows == stood
-    ballast.unlink()
+    disk.free()
     async with asyncio.timeout(20):
         while archive.position < 500 or archive.trouble:
             await asyncio.sleep(0.01)

@@ -1,0 +1,117 @@
+"""The folds of every kind of aggregate that has one: tasks (in `task`), inboxes, keys, programs and agents."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dspex.core.events import (
+    AgentCrashed,
+    AgentStarted,
+    AgentStopped,
+    Event,
+    KeyBound,
+    ProgramRegistered,
+    SignalReceived,
+)
+from dspex.core.fold import Fold
+from dspex.core.task import fold as task
+
+__all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "ProgramState"]
+
+
+class InboxState(Struct, frozen=True, omit_defaults=True):
+    """What has reached a task's inbox: how many signals of each name, and where the last one stands in the log."""
+
+    signals: dict[str, int] = {}
+    last: int = 0
+
+
+class KeyState(Struct, frozen=True, omit_defaults=True):
+    """A key and the task that it belongs to for good."""
+
+    key: str = ""
+    task: str = ""
+
+
+class ProgramState(Struct, frozen=True, omit_defaults=True):
+    """A program as it was registered last, and how often it was."""
+
+    fingerprint: str = ""
+    doc: str = ""
+    app: str = ""
+    input_schema: dict[str, Any] = {}
+    output_schema: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
+    registrations: int = 0
+
+
+class AgentState(Struct, frozen=True, omit_defaults=True):
+    """Whether a process serves, and how often processes of its name began and died."""
+
+    status: Literal["", "serving", "stopped", "crashed"] = ""
+    pid: int = 0
+    role: str = ""
+    program: str | None = None
+    starts: int = 0
+    crashes: int = 0
+    reason: str = ""
+
+
+def _inbox(state: InboxState, event: Event) -> InboxState:
+    match event.data:
+        case SignalReceived(name=name, position=position):
+            return InboxState({**state.signals, name: state.signals.get(name, 0) + 1}, max(state.last, position))
+        case _:
+            return state
+
+
+def _key(state: KeyState, event: Event) -> KeyState:
+    match event.data:
+        case KeyBound(key=key, task=bound) if not state.task:
+            return KeyState(key, bound)
+        case _:
+            return state
+
+
+def _program(state: ProgramState, event: Event) -> ProgramState:
+    match event.data:
+        case ProgramRegistered() as data:
+            return ProgramState(
+                data.fingerprint, data.doc, data.app, data.input_schema, data.output_schema, data.variables,
+                state.registrations + 1,
+            )  # fmt: skip
+        case _:
+            return state
+
+
+def _agent(state: AgentState, event: Event) -> AgentState:
+    match event.data:
+        case AgentStarted(pid=pid, role=role, program=program):
+            return AgentState("serving", pid, role, program, state.starts + 1, state.crashes)
+        case AgentStopped(reason=reason):
+            return replace(state, status="stopped", reason=reason)
+        case AgentCrashed(reason=reason):
+            return replace(state, status="crashed", reason=reason, crashes=state.crashes + 1)
+        case _:
+            return state
+
+
+def _loads(kind: type[Any]) -> Any:
+    return msgspec.json.Decoder(kind).decode
+
+
+FOLDS: dict[str, Fold[Any]] = {
+    fold.kind: fold
+    for fold in (
+        task,
+        Fold(kind="inbox", version=1, initial=InboxState(), evolve=_inbox, load=_loads(InboxState)),
+        Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
+        Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
+        Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
+    )
+}
+"""By kind of aggregate."""
