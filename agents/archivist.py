@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents.beside import Beside
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
 from dspex.agents.forgetting import Forgetter
 from dspex.agents.journal import record
-from dspex.agents.keeping import Keeping
 from dspex.agents.link import Link
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
@@ -106,7 +106,7 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
-        self.keeping: Keeping | None = None
+        self.beside: Beside | None = None
         self.pace = Pace()
         self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects, self.pace)
         self.position = self.head = self.forgotten = 0
@@ -200,12 +200,12 @@ class _Archivist:
             self.back.clear()
             await archive.check(log)
             self.trouble = ""
-            self.keeping = Keeping(client, self.subjects, log, archive)
+            self.beside = Beside(client, self.subjects, log, archive)
             working = [
                 asyncio.create_task(work)
                 for work in (
                     archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
-                    self.keeping.go_on(), self.back.wait(),
+                    self.beside.go_on(), self.back.wait(),
                 )
             ]  # fmt: skip
             try:
@@ -227,9 +227,9 @@ class _Archivist:
                 logger.warning("%s archives nothing now: %s", self.spec.name, error)
             self.trouble = str(error)
         finally:
-            if self.keeping is not None:
-                await self.keeping.close()
-                self.keeping = None
+            if self.beside is not None:
+                await self.beside.close()
+                self.beside = None
             if archive is not None:
                 self.position = archive.position
                 await archive.close()
@@ -241,8 +241,8 @@ class _Archivist:
         with suppress(LogError, TimeoutError):
             async with asyncio.timeout(LAST):
                 await archive.add(await log.scan(archive.position, MAX_GROUP), log)
-                if self.keeping is not None:
-                    await self.keeping.once()
+                if self.beside is not None:
+                    await self.beside.once()
 
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from dspex.agents.beside import Beside, task_is_sealed
 from dspex.agents.journal import record
-from dspex.agents.keeping import Keeping, task_is_sealed
 from dspex.agents.reader import kept_submission
 from dspex.bus.client import Client
 from dspex.bus.service import Request
@@ -40,7 +40,7 @@ class Open(Protocol):
     """Who has an archive open, or not just now."""
 
     archive: Archive | None
-    keeping: Keeping | None
+    beside: Beside | None
 
 
 class Forgetter:
@@ -66,8 +66,8 @@ class Forgetter:
             raise Unavailable(str(error)) from None
 
     async def _forget(self, request: Request, wanted: _Wanted, task: str) -> None:
-        archive, keeping = self._of.archive, self._of.keeping
-        if archive is None or keeping is None:
+        archive, beside = self._of.archive, self._of.beside
+        if archive is None or beside is None:
             raise Unavailable("the archive is not open now; `dspex doctor` says why")
         program = await self._program_of(archive, task)
         await self._wait_for(archive)
@@ -87,7 +87,7 @@ class Forgetter:
                 )  # fmt: skip
             event = TaskForgotten(task=task, actor=wanted.actor or "somebody", reason=wanted.reason)
             await record(self._log, privacy, [event], source=self._source, causation=task)
-        gone = await keeping.forget(program, task)
+        gone = await beside.forget(program, task)
         body = {"task": task, "program": program, **msgspec.to_builtins(gone)}
         request.respond(msgspec.json.encode(body))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from dspex.agents.keeping import put_back
+from dspex.agents.beside import put_back
 from dspex.bus.client import Client
 from dspex.bus.streams import EPOCH, RESTORED, jetstream_api, log_stream, set_doors
 from dspex.core.codec import decode_commit

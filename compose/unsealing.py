@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dspex.agents.keeping import KEYS, OBJECTS
+from dspex.agents.beside import KEYS, OBJECTS
 from dspex.agents.results import said_forgotten
 from dspex.agents.vault import Vault, held_of, master_from, submission_of
 from dspex.bus.client import Client

@@ -26,7 +26,7 @@ from dspex.core.task import fold
 from dspex.store.archive import Archive
 from dspex.store.aside import FileKeys, FileNames, FileObjects, has_aside
 
-__all__ = ["KEYS", "OBJECTS", "Gone", "Keeping", "put_back", "task_is_sealed"]
+__all__ = ["KEYS", "OBJECTS", "Beside", "Gone", "put_back", "task_is_sealed"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -52,7 +52,7 @@ class Gone(Struct, frozen=True):
     later: int = 0
 
 
-class Keeping:
+class Beside:
     """Works on one archive while it is open; `close` it afterwards."""
 
     def __init__(self, client: Client, subjects: Subjects, log: Log, archive: Archive, *, guard: float = GUARD) -> None:

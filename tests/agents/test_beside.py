@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from dspex.agents.keeping import Keeping
+from dspex.agents.beside import Beside
 from dspex.agents.vault import task_key
 from dspex.bus.client import Client
 from dspex.bus.objects import NatsKeys, NatsObjects
@@ -35,19 +35,19 @@ class Place:
         self.client, self.folder = client, folder
         self.subjects = Subjects(f"k{next(_numbers)}")
         self.objects, self.keys = NatsObjects(client, self.subjects), NatsKeys(client, self.subjects)
-        self.opened: list[Keeping] = []
+        self.opened: list[Beside] = []
 
     async def begin(self) -> Place:
         epoch = await ensure_log(self.client, self.subjects, ["p"])
         self.log = JetStreamLog(self.client, self.subjects, epoch)
         self.archive = await Archive.open(self.folder / "archive.db", epoch=epoch, subjects=self.subjects)
-        self.keeping = self.again()
+        self.beside = self.again()
         return self
 
-    def again(self, guard: float = 0.0) -> Keeping:
-        self.keeping = Keeping(self.client, self.subjects, self.log, self.archive, guard=guard)
-        self.opened.append(self.keeping)
-        return self.keeping
+    def again(self, guard: float = 0.0) -> Beside:
+        self.beside = Beside(self.client, self.subjects, self.log, self.archive, guard=guard)
+        self.opened.append(self.beside)
+        return self.beside
 
     async def write(self, aggregate: str, payload: Payload) -> int:
         event = Event(aggregate, 1, "2026-11-23T10:00:00.000000Z", "t", "1", "1", payload)
@@ -60,7 +60,7 @@ class Place:
 
     async def walk(self) -> None:
         await self.archive.add(await self.log.scan(self.archive.position), self.log)
-        await self.keeping.once()
+        await self.beside.once()
 
     async def close(self) -> None:
         for keeping in self.opened:
@@ -81,20 +81,20 @@ async def test_what_an_archived_row_names_is_copied(place: Place) -> None:
     key = await place.keys.create("k")
     await place.ended(1, name)
     await place.walk()
-    assert await place.keeping.objects.get(name) == b"large"
-    assert await place.keeping.keys.get("k") == key
+    assert await place.beside.objects.get(name) == b"large"
+    assert await place.beside.keys.get("k") == key
     await place.keys.forget("k")
-    await place.keeping.once()
+    await place.beside.once()
     with pytest.raises(Forgotten):
-        await place.keeping.keys.get("k")
+        await place.beside.keys.get("k")
 
 
 async def test_what_nothing_names_is_collected_and_the_rest_stays(place: Place) -> None:
     named, loose = await place.objects.put(b"named"), await place.objects.put(b"loose")
     await place.ended(1, named)
     await place.walk()
-    assert await place.keeping.sweep() == 0, "the first look only notes how far the log is"
-    assert await place.keeping.sweep() == 1
+    assert await place.beside.sweep() == 0, "the first look only notes how far the log is"
+    assert await place.beside.sweep() == 1
     assert await place.objects.get(loose) is None
     assert await place.objects.get(named) == b"named"
 
@@ -113,11 +113,11 @@ async def test_nothing_is_collected_while_the_archive_is_behind(place: Place) ->
     late = await place.objects.put(b"late")
     await place.walk()
     await place.ended(1, late)
-    await place.keeping.sweep()
-    assert await place.keeping.sweep() == 0, "the row that names it is not archived yet"
+    await place.beside.sweep()
+    assert await place.beside.sweep() == 0, "the row that names it is not archived yet"
     await place.walk()
-    await place.keeping.sweep()
-    assert await place.keeping.sweep() == 0
+    await place.beside.sweep()
+    assert await place.beside.sweep() == 0
     assert await place.objects.get(late) == b"late"
 
 
@@ -127,10 +127,10 @@ async def test_what_only_the_archive_still_names_leaves_the_store(place: Place) 
     await place.ended(2, WHOLE)
     await place.walk()
     await place.client.request(f"$JS.API.STREAM.MSG.DELETE.{place.subjects.stream}", b'{"seq": %d}' % position)
-    await place.keeping.sweep()
-    assert await place.keeping.sweep() == 1
+    await place.beside.sweep()
+    assert await place.beside.sweep() == 1
     assert await place.objects.get(name) is None
-    assert await place.keeping.objects.get(name) == b"old"
+    assert await place.beside.objects.get(name) == b"old"
 
 
 async def test_forgetting_takes_only_what_the_task_alone_names(place: Place) -> None:
@@ -140,14 +140,14 @@ async def test_forgetting_takes_only_what_the_task_alone_names(place: Place) -> 
     await place.ended(3, both)
     await place.keys.create(task_key(place.log.epoch, "2"))
     await place.walk()
-    assert (await place.keeping.forget("p", "1")).objects == 1
-    gone = await place.keeping.forget("p", "2")
+    assert (await place.beside.forget("p", "1")).objects == 1
+    gone = await place.beside.forget("p", "2")
     assert (gone.keys, gone.objects) == (1, 0)
     assert await place.objects.get(own) is None
-    assert await place.keeping.objects.get(own) is None
+    assert await place.beside.objects.get(own) is None
     assert await place.objects.get(both) == b"both"
-    assert (await place.keeping.forget("p", "3")).objects == 1
-    assert await place.keeping.objects.get(both) is None
+    assert (await place.beside.forget("p", "3")).objects == 1
+    assert await place.beside.objects.get(both) is None
 
 
 async def test_whoever_dies_after_the_word_is_followed_by_one_who_forgets(place: Place) -> None:
@@ -162,7 +162,7 @@ async def test_whoever_dies_after_the_word_is_followed_by_one_who_forgets(place:
     with pytest.raises(Forgotten):
         await place.keys.get(task_key(place.log.epoch, "1"))
     with pytest.raises(Forgotten):
-        await place.keeping.keys.get(task_key(place.log.epoch, "1"))
+        await place.beside.keys.get(task_key(place.log.epoch, "1"))
 
 
 async def test_an_object_that_is_nowhere_stops_nobody(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +171,7 @@ async def test_an_object_that_is_nowhere_stops_nobody(place: Place, caplog: pyte
     await place.ended(2, name)
     await place.walk()
     assert f"names the object {WHOLE}, which is not there" in caplog.text
-    assert await place.keeping.objects.get(name) == b"there"
+    assert await place.beside.objects.get(name) == b"there"
 
 
 async def test_a_walk_that_was_cut_off_is_walked_again(place: Place) -> None:
@@ -180,11 +180,11 @@ async def test_a_walk_that_was_cut_off_is_walked_again(place: Place) -> None:
         await place.ended(task, name)
     await place.archive.add(await place.log.scan(0), place.log)
     started = time.monotonic()
-    place.keeping.objects.put = _dying(place.keeping.objects.put)  # type: ignore[method-assign]
+    place.beside.objects.put = _dying(place.beside.objects.put)  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="dies"):
-        await place.keeping.once()
+        await place.beside.once()
     await place.again().once()
-    assert [await place.keeping.objects.get(name) is not None for name in names] == [True] * 3
+    assert [await place.beside.objects.get(name) is not None for name in names] == [True] * 3
     assert time.monotonic() - started < 10
 
 
