@@ -142,7 +142,7 @@ async def _side(source: Source, text: str) -> list[Event]:
 async def opened(log: str | Path | None, url: str | None) -> AsyncIterator[Source]:
     """The log that is meant: a file, the system at `url`, or with neither the one whose data folder is here."""
     if log is not None:
-        source: Source = await FileSource.open(log)
+        source: Source = await FileSource.open(log, master=load_settings({}).privacy.key)
     else:
         settings = load_settings({"nats": url})
         server, prefix = find_server(settings)

@@ -101,12 +101,12 @@ class FileSource:
         self.vault = vault or vault_of_file(None)
 
     @classmethod
-    async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
-        """Open a file for reading only. Raises LogError when it is no log of ours."""
+    async def open(cls, path: Path | str, prefix: str = "dspex", master: str = "") -> FileSource:
+        """Open a file for reading only; `master` refers to the master key. Raises LogError when it is none of ours."""
         from dspex.store import Archive, SqliteLog
         from dspex.store.archive import is_archive
 
-        vault = vault_of_file(Path(path))
+        vault = vault_of_file(Path(path), master)
         if is_archive(Path(path)):
             return cls(await Archive.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)
         return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)

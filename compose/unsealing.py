@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from dspex.agents.vault import Vault, held_of, master_from, submission_of
 from dspex.bus.client import Client
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.core.codec import events_of
-from dspex.core.errors import Forgotten, LogCorrupt, NotFound
+from dspex.core.errors import ConfigurationError, Forgotten, LogCorrupt, NotFound
 from dspex.core.events import Event, TaskForgotten, TaskSubmitted
 from dspex.core.ports import Keys, Objects
 from dspex.core.subjects import Subjects
@@ -30,8 +31,9 @@ def vault_of_bus(client: Client, subjects: Subjects, master: str = "") -> Vault:
     return Vault(NatsKeys(client, subjects), NatsObjects(client, subjects), master=master_from(master))
 
 
-def vault_of_file(path: Path | None) -> Vault:
-    """Those that an export carries, or that stand beside an archive; none where there are none."""
+def vault_of_file(path: Path | None, master: str = "") -> Vault:
+    """Those that an export carries, or that stand beside an archive; none where there are none. An export's keys need
+    no master key, so one that leads to nothing here is no mistake."""
     objects: Objects = MemoryObjects()
     keys: Keys = MemoryKeys()
     for file in (path, path and path.parent / OBJECTS):
@@ -42,6 +44,8 @@ def vault_of_file(path: Path | None) -> Vault:
         if file and has_aside(file, "keys"):
             keys = FileKeys(file, readonly=True)
             break
+    with contextlib.suppress(ConfigurationError):
+        return Vault(keys, objects, master=master_from(master))
     return Vault(keys, objects)
 
 

@@ -42,7 +42,7 @@ async def opened(options: Options, log: str | None) -> AsyncIterator[Source]:
         return
     if not Path(log).is_file():  # noqa: ASYNC240  (one look, before anything runs)
         raise click.UsageError(f"there is no file {log}")
-    source = await FileSource.open(log, options.settings().prefix)
+    source = await FileSource.open(log, options.settings().prefix, options.settings().privacy.key)
     try:
         yield source
     finally:
