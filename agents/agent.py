@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
-import inspect
 import logging
 import os
 import time
@@ -15,6 +13,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
 from dspex.agents.link import Link
@@ -27,13 +26,13 @@ from dspex.bus.client import Client
 from dspex.bus.service import Service
 from dspex.core import headers as h
 from dspex.core.effects import branching
-from dspex.core.errors import DspexError, LogError
+from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects, aggregate
 from dspex.store.jetstream import JetStreamLog
 
-__all__ = ["AgentSpec", "agent_main", "code_of", "registration"]
+__all__ = ["AgentSpec", "agent_main", "registration"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -44,8 +43,9 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `master` refers
-    to the master key of private values."""
+    """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `code` is the
+    program's code version as it was when the file was loaded, which may have changed since; `master` refers to the
+    master key of private values."""
 
     name: str
     program: type[Program]
@@ -55,17 +55,8 @@ class AgentSpec:
     credentials: str | None = None
     replace: bool = False
     values: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
     master: str = ""
-
-
-def code_of(program: type[Program]) -> str:
-    """A fingerprint of the program's source, 12 hex digits, or "" when there is no source to read."""
-    try:
-        module = inspect.getmodule(program)
-        source = inspect.getsource(module if module and module.__name__ != "__main__" else program)
-    except (OSError, TypeError):
-        return ""
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -124,16 +115,18 @@ class _Agent:
             return self._unprepared(error)
         log = JetStreamLog(client, subjects, place["epoch"])
         worker = self.worker = Worker(
-            program, agent=spec.name, code=code_of(spec.program), client=client, log=log, subjects=subjects,
-            on_worn=lambda why: self.stop(why, EXIT_RECYCLE), restored=int(place.get("restored", 0)),
-            since=float(place.get("since", 0)), master=master_from(spec.master),
+            program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
+            subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE),
+            restored=int(place.get("restored", 0)), since=float(place.get("since", 0)),
+            master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
             metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,
         )  # fmt: skip
-        Doors(worker, client, subjects, service, worker.results)
+        Doors(worker, client, subjects, service, worker.results, worker.assignments)
         service.announce()
+        await self._make_known(worker)
         watch = Watch(worker)
         watch.start()
         worker.start(self._missing)
@@ -143,6 +136,8 @@ class _Agent:
         await self._record(log, started)
         await self.stopping.wait()
         self._say("draining")
+        if worker.running:
+            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
         service.stop()
         await worker.drain(self.grace)
         await service.finish(1.0)
@@ -153,8 +148,9 @@ class _Agent:
     def _unprepared(self, error: Exception) -> int:
         """`setup` failed: on the first start nobody has seen it work, so trying for ever would only hide it."""
         sentence = f"{self.spec.program.__name__}.setup raised {type(error).__name__}: {error}"
-        logger.error(sentence, exc_info=error)
-        if self.life.restarts:
+        first = not self.life.restarts  # then the root says it, once for all agents of the program
+        logger.log(logging.DEBUG if first else logging.ERROR, sentence, exc_info=error)
+        if not first:
             return 1
         self.link.send({"refused": sentence})
         return EXIT_REFUSED
@@ -208,6 +204,14 @@ class _Agent:
         except (LogError, TimeoutError) as error:
             logger.warning("%s could not write %s: %s", self.spec.name, type(event).__name__, error)
 
+    async def _make_known(self, worker: Worker) -> None:
+        """Values that are not the default are in the log before a task runs on them, so that it can be run again."""
+        try:
+            async with asyncio.timeout(3):
+                await worker.assignments.record(worker.program.assignment, who=self.spec.name, why="in force")
+        except (LogError, LimitExceeded, TimeoutError) as error:
+            logger.warning("%s could not write down the values it runs on: %s", self.spec.name, error)
+
     def _say(self, state: str) -> None:
         self.state = state
         self.link.send({"state": state})
@@ -216,6 +220,7 @@ class _Agent:
         worker = self.worker
         return {
             "agent": self.spec.name, "program": self.spec.program.name, "pid": os.getpid(), "state": self.state,
-            "restarts": self.life.restarts, "tasks": worker.endings.done if worker else 0,
+            "code": worker.code if worker else "", "restarts": self.life.restarts,
+            "tasks": worker.endings.done if worker else 0,
             "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
         }  # fmt: skip

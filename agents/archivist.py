@@ -23,6 +23,7 @@ from dspex.agents.finding import Finding
 from dspex.agents.forgetting import Forgetter
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
@@ -59,8 +60,6 @@ LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
 SHARE = 0.15
 """The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
-LAST = 1.5
-"""Seconds for what is archived when it is told to stop."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
@@ -157,9 +156,11 @@ class _Archivist:
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
         keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
-        vault = Vault(keys, objects, master=master_from(self.spec.master))
-        veiled = VeiledLog(log, self.subjects, vault)
-        working = [asyncio.create_task(self._archive(client, veiled)), asyncio.create_task(lease.keep())]
+        veiled = VeiledLog(log, self.subjects, Vault(keys, objects, master=master_from(self.spec.master)))
+        overdue = Overdue(self.projecting, client, log, self.subjects, f"/archivist/{self.spec.name}")
+        working = [
+            asyncio.create_task(work) for work in (self._archive(client, veiled), lease.keep(), overdue.go_on())
+        ]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -1,4 +1,4 @@
-"""What an agent answers directly: `ask`, `submit`, `result` and `variables.get` of its program.
+"""What an agent answers directly: `ask`, `submit`, `result`, and `variables.get` and `.propose` of its program.
 
 An ask is a submission with a return address: it is stored like any task, runs on whichever agent is free, and that
 agent answers. So an ask is as durable as any task, and the crash of an agent costs it a second, not its answer.
@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 
+from dspex.agents.assignments import Assignments, decode_proposal
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client, Message
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
-from dspex.core.errors import ConnectionFailed, InvalidInput, LogError, Unavailable
+from dspex.core.errors import ConnectionFailed, InvalidAssignment, InvalidInput, LogError, Unavailable
 from dspex.core.subjects import Subjects
 
 __all__ = ["Doors"]
@@ -37,8 +38,12 @@ _Then = Callable[[Request, "asyncio.Future[Message]"], None]
 class Doors:
     """The endpoints of one agent."""
 
-    def __init__(self, worker: Worker, client: Client, subjects: Subjects, service: Service, results: Results) -> None:
+    def __init__(
+        self, worker: Worker, client: Client, subjects: Subjects, service: Service, results: Results,
+        assignments: Assignments,
+    ) -> None:  # fmt: skip
         self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
+        self._assignments = assignments
         program = worker.program
         self._task_subject = subjects.door("task", program.name)
         description = program.describe()
@@ -51,6 +56,7 @@ class Doors:
         service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
+        service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
 
     def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """Refuse what is not an Input; store the rest, with the return address."""
@@ -140,6 +146,23 @@ class Doors:
     def variables(self, request: Request) -> None:
         program = self._worker.program
         request.respond(msgspec.json.encode(describe_variables(program)))
+
+
+    async def propose(self, request: Request) -> None:
+        """Check values against the program's own space, which has its rules too, and have them in the log."""
+        values, base, why = decode_proposal(request.data)
+        who = request.headers.get(h.ACTOR, "")
+        try:
+            found = await self._assignments.propose(values, base=base, who=who, why=why)
+        except InvalidAssignment as error:
+            raise InvalidInput(str(error)) from None
+        except LogError as error:
+            raise Unavailable(str(error)) from None
+        answer = {
+            "program": self._worker.name, "assignment": found.assignment.hash, "values": found.assignment.to_json(),
+            "version": found.version, "fresh": found.fresh,
+        }  # fmt: skip
+        request.respond(msgspec.json.encode(answer))
 
 
 def describe_variables(program: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -20,12 +21,14 @@ import msgspec
 
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
-from dspex.core.errors import EffectFailed, LimitExceeded
+from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
 from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
 
 __all__ = ["Attempt", "Recorder", "Suspended"]
+
+logger = logging.getLogger("dspex.agents")
 
 MAX_RECORDS = 100_000
 """Effects that one task may have."""
@@ -59,6 +62,10 @@ class Attempt(Writing, Protocol):
 
     suspended: bool
 
+    @property
+    def lenient(self) -> bool:
+        """Whether a record counts although the code asks for it otherwise now."""
+
     async def signals(self, name: str) -> list[SignalReceived]:
         """The signals of a name that have reached the task, in the order of their positions."""
 
@@ -82,8 +89,8 @@ class Recorder:
     def __init__(self, attempt: Attempt, history: Iterable[Event], loop: asyncio.AbstractEventLoop) -> None:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
-        self._known, self._until = memory.records, memory.until
-        self._life = f"{attempt.id}/{memory.life}"
+        self._known, self._until, self._shared = memory.records, memory.until, memory.shared
+        self._life, self._seed = f"{attempt.id}/{memory.life}", f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()
@@ -96,6 +103,7 @@ class Recorder:
 
     async def perform(self, call: Call) -> Any:
         """Look the effect up, or perform and record it."""
+        self._check_loop()
         record = self._look_up(call)
         if record is None:
             self._under_way += 1
@@ -147,6 +155,7 @@ class Recorder:
         return outcome_of(call, record)
 
     async def sleep(self, key: str, seconds: float) -> None:
+        self._check_loop()
         self._check()
         if key in self._known:
             return
@@ -161,6 +170,7 @@ class Recorder:
         self._note(EffectRecorded(key=key, name="sleep", digest="", seconds=round(seconds, 6)))
 
     async def signal(self, key: str, name: str, timeout: float | None) -> Any:
+        self._check_loop()
         self._check()
         record, kind = self._known.get(key), f"signal.{name}"
         until = self._until_of(key, timeout) if record is None else None
@@ -205,7 +215,7 @@ class Recorder:
         return await self._attempt.call(program, body, key)
 
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._life}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._seed}/{key}".encode()).digest()[:8], "big")
 
     # -- waiting
 
@@ -273,6 +283,15 @@ class Recorder:
 
     # -- what ends a run
 
+    def _check_loop(self) -> None:
+        """Refuse a loop that a plain program has made: places of its branches would not be the same on every run."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise ProgramFailed(
+                "an effect was asked for in an event loop of the program's own; in a plain predict call it without "
+                "asyncio.run and await, or write `async def predict`",
+                type="OwnEventLoop",
+            )
+
     def _check(self) -> None:
         """Go no further in a run that is over."""
         if self.closed or self.broken or self._attempt.suspended:
@@ -290,9 +309,21 @@ class Recorder:
         record = self._known.get(call.key)
         if record is None:
             self._limit(call.key)
-        elif record.digest != call.digest:
+        elif record.digest != call.digest and not self._counts(call, record):
             self._break(Diverged("arguments", call.key, shown_request(record), call.shown))
         return record
+
+    def _counts(self, call: Call, record: EffectRecorded) -> bool:
+        """Whether a record counts for a request that is another than was recorded: in a fork what it shares does, for
+        that has happened; otherwise the program says."""
+        if call.key in self._shared:
+            return True
+        if self._attempt.lenient:
+            logger.warning(
+                "task %s: at %s %s was recorded, and %s is asked for now; the record counts",
+                self._attempt.id, call.key, shown_request(record), call.shown,
+            )  # fmt: skip
+        return self._attempt.lenient
 
     def _limit(self, key: str) -> None:
         if len(self._known) >= MAX_RECORDS:

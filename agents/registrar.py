@@ -81,7 +81,7 @@ class _Registrar:
         spec = self.spec
         return await live(
             self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
-            stop=lambda why, grace: self.stopping.set(), hear=self._hear,
+            stop=lambda why, grace: self.stopping.set(), hear=self._hear, speaks=True,
         )  # fmt: skip
 
     async def _serve(self, client: Client) -> int:

@@ -13,11 +13,12 @@ from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
 from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
-from dspex.bus.pull import Delivery, Puller
+from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
 from dspex.core.errors import Forgotten, NotFound
 from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.program import Program
 from dspex.core.sealing import INLINE, Guard, value_of
 
 __all__ = ["Run", "Seat"]
@@ -38,6 +39,8 @@ class Seat:
     loop: asyncio.AbstractEventLoop
     vault: Vault
     guard: Guard
+    lenient: bool = False
+    """What was recorded counts, although the code asks for it otherwise now."""
 
 
 class Run:
@@ -68,12 +71,18 @@ class Run:
     """Places and names of effects whose records are sealed although the program is not private."""
     sealing: Key | None = None
     history: Sequence[Event] = ()
+    values = ""
+    """The hash of the task's own values, when it has some."""
+    instance: Program | None = None
+    """The program on these, when they are not the ones in force."""
+    begun_by = ""
+    """The code version of the attempt before this one."""
     recorder: Recorder | None = None
     _scope: Scope | None = None
     thread: asyncio.Future[Any] | None = None
     task: asyncio.Task[None] | None = None
 
-    def __init__(self, seat: Seat, delivery: Delivery, puller: Puller, program: str, started: float, expires: float):
+    def __init__(self, seat: Seat, delivery: Delivery, puller: Slots, program: str, started: float, expires: float):
         self.seat, self.delivery, self.puller, self.program = seat, delivery, puller, program
         self.started, self.expires = started, expires
         self.id = str(delivery.position)
@@ -88,7 +97,8 @@ class Run:
     def claim(self) -> TaskClaimed:
         """The event that says that this attempt has the task."""
         seat = self.seat
-        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=seat.assignment, code=seat.code)
+        values = self.values or seat.assignment
+        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code)
 
     def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, behind the claim when the log does not have it yet."""
@@ -164,6 +174,11 @@ class Run:
     def limit(self) -> int:
         """The largest result that can be recorded, in bytes."""
         return self.seat.limit
+
+    @property
+    def lenient(self) -> bool:
+        """Whether a record counts although the code asks for it otherwise now."""
+        return self.seat.lenient
 
     @property
     def branches(self) -> set[asyncio.Task[Any]]:

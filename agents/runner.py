@@ -40,13 +40,13 @@ class Runner:
         return body
 
     async def _predict(self, run: Run, input: Any) -> bytes:
-        program = self.program
+        program = run.instance or self.program
         begin(run)
         try:
             if self._pool is None:
                 value = await program.predict(input)
             else:
-                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, self._in_thread, input)
+                run.thread = self._loop.run_in_executor(self._pool, copy_context().run, _in_thread, program, input)
                 value = await asyncio.shield(run.thread)
             output = program.check_output(value)
             body: bytes = output.encode()
@@ -65,18 +65,13 @@ class Runner:
             raise ProgramFailed(f"the output of {self.name} has {len(body):,} bytes; {self._limit:,} are allowed")
         return body
 
-    def _in_thread(self, input: Any) -> Any:
-        try:
-            return self.program.predict(input)
-        except StopIteration as error:  # no future can hold one
-            raise RuntimeError("predict raised StopIteration") from error
-
     def _check_whole(self, run: Run) -> None:
         if run.abandoned:
             return
         broken = run.recorder.broken if run.recorder else None
         if isinstance(broken, Diverged):
-            message = f"{self.name} has changed while the task was under way: {broken}"
+            versions = f", from code {run.begun_by} to {run.seat.code}" if run.begun_by else ""
+            message = f"{self.name} has changed while the task was under way{versions}: {broken}"
             run.raised = False
             raise ProgramFailed(message, type="Diverged") from None
         if broken:
@@ -85,3 +80,10 @@ class Runner:
             while run.task and run.task.uncancel():
                 pass
             raise Suspended from None
+
+
+def _in_thread(program: Program, input: Any) -> Any:
+    try:
+        return program.predict(input)
+    except StopIteration as error:  # no future can hold one
+        raise RuntimeError("predict raised StopIteration") from error

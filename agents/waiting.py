@@ -11,7 +11,8 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -27,13 +28,14 @@ from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
 from dspex.core.errors import ConnectionFailed, LogError, TaskError
-from dspex.core.events import InputSealed, Payload, SignalReceived
+from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
+from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
-__all__ = ["Waiting", "Woken"]
+__all__ = ["Given", "Waiting", "Woken", "times_of"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -42,20 +44,26 @@ ENVELOPE = 4096
 """Bytes that a signal's commit takes beside its value, at most."""
 
 
-class Woken(Delivery):
-    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement."""
+class Given(Delivery):
+    """A task as its entry in the log has it, as if its consumer had delivered it. Words about it go to `reply`."""
 
-    def __init__(self, entry: Entry, wake: Delivery) -> None:
+    def __init__(self, entry: Entry, reply: bytes, delivered: int) -> None:
         fields = "".join(f"{name}: {value}\r\n" for name, value in entry.headers.items())
         raw = f"NATS/1.0\r\n{fields}\r\n".encode() if fields else None
-        self.message = Message(entry.subject.encode(), wake.message.raw_reply, entry.body, raw)
-        self.position, self.delivered = entry.position, wake.delivered + 1
-        self.wake = wake.position
-        self._stored_at = entry.time
+        self.message = Message(entry.subject.encode(), reply, entry.body, raw)
+        self.position, self.delivered, self._stored_at = entry.position, delivered, entry.time
 
     @property
     def stored_at(self) -> float:
         return self._stored_at
+
+
+class Woken(Given):
+    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement."""
+
+    def __init__(self, entry: Entry, wake: Delivery) -> None:
+        super().__init__(entry, wake.message.raw_reply, wake.delivered + 1)
+        self.wake = wake.position
 
 
 class Waiting:
@@ -123,6 +131,23 @@ class Waiting:
         """Where a task stands by its last commit."""
         entry = await self._log.last(aggregate("task", self._program, task))
         return fold(decode_commit(entry.body, entry.position)) if entry else TaskState()
+
+    async def due(self, task: str, events: Iterable[Event]) -> float | None:
+        """Since when a sleeping task, whose events these are, could go on: since its time or its signal came. In
+        seconds since the epoch; None when it sleeps on."""
+        known = list(events)
+        waits = fold(known).waits
+        found = [when for when in times_of(known) if when <= time.time()]
+        records = remembered(known).records.values()
+        heard = [record for record in records if record.name.startswith("signal.") and not record.error]
+        taken = {record.arguments[0] for record in heard}
+        names = {wait.signal for wait in waits if wait.signal}
+        for entry in await self._log.read(aggregate("inbox", self._program, task)) if names else ():
+            for event in decode_commit(entry.body, entry.position):
+                signal = event.data
+                if isinstance(signal, SignalReceived) and signal.name in names and signal.position not in taken:
+                    found.append(entry.time)
+        return min(found, default=None)
 
     # -- signals
 
@@ -208,6 +233,12 @@ class _Signals:
             return await self._vault.key_of(*self._place)
         except TaskError:  # nobody has its key any more, so nobody is to read it
             return Key("forgotten", secrets.token_bytes(32))
+def times_of(events: Sequence[Event]) -> list[float]:
+    """The times at which a sleeping task, whose events these are, is to be woken; the deadline is not among them."""
+    times = [wait.until for wait in fold(events).waits if wait.until is not None]
+    if events and isinstance(events[-1].data, TaskRetried):
+        times.append(events[-1].data.until)
+    return times
 
 
 def _named(body: bytes) -> dict[str, Any]:

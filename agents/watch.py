@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 
+from dspex.agents.assignments import Assignments
 from dspex.agents.doors import Doors
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
@@ -51,6 +53,7 @@ class Watch:
         self._client: Client | None = None
         self._stand_in: Service | None = None
         self._said = 0.0
+        self._failed = False
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="dspex-watch", daemon=True).start()
@@ -69,14 +72,30 @@ class Watch:
             suspended, last = now - last > 5 * TICK, now
             if suspended:
                 continue  # the whole process stood still (SIGSTOP, a sleeping machine): the loop needs a moment too
-            held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
-            if held:
-                await self._beat(held, now)
-            if self._stand_in and now - self._worker.pulse < BLOCKED:
-                self._stand_in.stop()
-                self._stand_in = None
+            try:
+                await self._look(now)
+            except Exception as error:  # without beats every task that takes long would be given to others
+                await self._begin_anew(error)
         if self._client:
             await self._client.close()
+
+    async def _look(self, now: float) -> None:
+        held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
+        if held:
+            await self._beat(held, now)
+        if self._stand_in and now - self._worker.pulse < BLOCKED:
+            self._stand_in.stop()
+            self._stand_in = None
+
+    async def _begin_anew(self, error: Exception) -> None:
+        """Go on after what nobody expected, with another connection."""
+        if not self._failed:
+            logger.error("the watch over %s stumbled and goes on", self._worker.agent, exc_info=error)
+        self._failed = True
+        client, self._client, self._stand_in = self._client, None, None
+        if client:
+            with suppress(Exception):
+                await client.close()
 
     async def _beat(self, held: list[Run], now: float) -> None:
         try:
@@ -109,9 +128,10 @@ class Watch:
             worker = self._worker
             worker.client.cut()
             self._stand_in = Service(self._client, name=worker.name, id=worker.agent, version="")
-            vault = worker.vault_on(self._client)
-            results = Results(self._client, self._log(self._client), worker.subjects, worker.name, vault)
-            Doors(worker, self._client, worker.subjects, self._stand_in, results)
+            log, vault = self._log(self._client), worker.vault_on(self._client)
+            results = Results(self._client, log, worker.subjects, worker.name, vault)
+            assignments = Assignments(worker.program, log, worker.subjects, worker.source)
+            Doors(worker, self._client, worker.subjects, self._stand_in, results, assignments)
 
     def _log(self, client: Client) -> JetStreamLog:
         return JetStreamLog(client, self._worker.subjects, self._worker.log.epoch, patience=5.0)

@@ -17,20 +17,23 @@ from typing import Any
 from msgspec import Raw
 
 from dspex.agents import keys
+from dspex.agents.assignments import Assignments, Instances
 from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
+from dspex.agents.forking import begin_fork
 from dspex.agents.recorder import Suspended
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
 from dspex.agents.vault import Vault
+from dspex.agents.versions import Versions
 from dspex.agents.waiting import Waiting, Woken
 from dspex.agents.writer import Superseded
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsKeys, NatsObjects
-from dspex.bus.pull import ACK, NAK, Delivery, Puller
+from dspex.bus.pull import ACK, NAK, Delivery, Puller, Slots
 from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit, sealed_in
@@ -48,7 +51,7 @@ from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
 from dspex.core.sealing import INLINE, guard_of, text_of, unseal
 from dspex.core.subjects import Subjects
-from dspex.core.task import fold, may_attempt
+from dspex.core.task import TaskState, fold, may_attempt
 
 __all__ = ["MAX_OUTPUT", "Worker"]
 
@@ -110,9 +113,12 @@ class Worker:
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
         limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if self.guard.private else MAX_OUTPUT
         self._runner = Runner(program, limit, self._loop)
+        self.assignments = Assignments(program, log, subjects, self.source)
+        self._instances = Instances(program, self.assignments)
+        self._versions = Versions(program, code, client, log, self.waiting, self.endings)
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
-            self.vault, self.guard,
+            self.vault, self.guard, lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
@@ -123,8 +129,14 @@ class Worker:
 
     # -- life
 
+    def keep_time(self) -> None:
+        """Begin to end runs that are past their time, or cancelled. Enough for a worker that is given its tasks."""
+        self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
+        self.client.subscribe(self.subjects.control(self.name, CANCEL), self._cancellation)
+
     def start(self, on_missing: Callable[[], None]) -> None:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
+        self.keep_time()
         stream, few = self.subjects.stream, max(1, self._slots // 4)
         tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
         wakes = Puller(
@@ -137,8 +149,6 @@ class Worker:
         )  # fmt: skip
         tasks.since = self._since
         self._pullers = [tasks, wakes, signals]
-        self._sweeper = asyncio.create_task(self._sweep(), name="dspex-deadlines")
-        self.client.subscribe(self.subjects.control(self.name, CANCEL), self._cancellation)
         for puller in self._pullers:
             puller.on_missing = on_missing
             puller.start()
@@ -170,7 +180,7 @@ class Worker:
 
     # -- one task
 
-    def take(self, delivery: Delivery, puller: Puller) -> None:
+    def take(self, delivery: Delivery, puller: Slots) -> None:
         """A delivery came. Called from the reading loop, so it only starts the work."""
         position = delivery.position
         held = self.running.get(position)
@@ -236,21 +246,24 @@ class Worker:
         message = run.delivery.message
         headers = message.headers if message.has_headers else None
         if headers:
-            run.reply = h.reply_of(headers)
+            run.reply, run.values = h.reply_of(headers), headers.get(h.ASSIGNMENT, "")
         if self.guard.private and not (headers and h.SEALED in headers):
             run.exposed, run.erase = message.data, True
-        if self._may_be_known(run) and not await self._take_over(run):
+        if headers and (other := self._versions.other(headers)):
+            await self._versions.hand_back(run, other, headers)
+            return
+        if self._may_be_known(run) and not await self._take_over(run, headers):
             return
         started = time.perf_counter()
         payload: Payload
         try:
             if headers:
                 self._check_headers(run, headers)
+            if run.values and run.values != self.assignment:
+                run.instance = await self._instances.get(run.values)
             body = message.data
             if headers and h.SEALED in headers:
                 body = await self._unsealed(run, body)
-            if run.history:
-                run.history = await self.vault.bring_back(run.history)
             input = self._decoded(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
@@ -258,6 +271,10 @@ class Worker:
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return
+            if headers and (fork := h.fork_of(headers)):
+                await begin_fork(run, *fork, self.log, self.subjects)
+            if run.history:
+                run.history = await self.vault.bring_back(run.history)
             output = await self._runner.execute(run, input)
         except Suspended:
             if run.suspended and not run.abandoned:
@@ -287,7 +304,7 @@ class Worker:
             if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
                 run.exposed = b""
                 raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message")
-            return self.program.decode(body)
+            return (run.instance or self.program).decode(body)
         except InvalidInput:
             if self.guard.secret and not run.sealing:
                 run.exposed, run.erase = b"", True
@@ -301,9 +318,6 @@ class Worker:
                 raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
             run.expires = min(run.expires, time.monotonic() + left)
             run.deadline = deadline
-        wanted = headers.get(h.ASSIGNMENT)
-        if wanted is not None and wanted != self.assignment:
-            raise NotFound(f"{self.name} knows no assignment {wanted[:40]!r}; see `dspex vars {self.name}`")
 
     def _may_be_known(self, run: Run) -> bool:
         """Whether the log may have something of the task already."""
@@ -313,7 +327,7 @@ class Worker:
             or delivery.stored_at <= run.puller.since
         )  # fmt: skip
 
-    async def _take_over(self, run: Run) -> bool:
+    async def _take_over(self, run: Run, headers: dict[str, str] | None) -> bool:
         """A task that may have been delivered before: look it up, and claim it if it is still to be done."""
         entries = await self.log.read(run.aggregate)
         if not entries and run.delivery.delivered == 1 and run.delivery.position not in self._cancelled:
@@ -327,10 +341,15 @@ class Worker:
             run.erase = run.erase or (self.guard.secret and state.error == InvalidInput.__name__)
             self.endings.acknowledge(run)
             return False
+        if other := self._versions.other(headers, state):
+            await self._versions.hand_back(run, other, headers)
+            return False
         last = run.history[-1].data if run.history else None
         if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
             await self.endings.rest(run, last.until)
             return False
+        run.begun_by = state.code_version if state.code_version != self.code else ""
+        run.values = run.values or await self._begun_on(run, state)
         if not may_attempt(state, self.program.attempts):
             reason = f"{state.attempts} attempts died or were lost before they came to an end"
             run.claimed = True  # no other attempt begins
@@ -343,6 +362,16 @@ class Worker:
         result = await self.log.append(run.aggregate, events, run.head)
         run.head, run.claimed = result.head, True
         return isinstance(result, Appended)
+
+    async def _begun_on(self, run: Run, state: TaskState) -> str:
+        """The values that the attempts before us had, which the task keeps; ours when nobody knows them any more."""
+        if state.assignment in ("", self.assignment):
+            return ""
+        try:
+            return (await self.assignments.find(state.assignment)).hash
+        except (NotFound, InvalidInput) as error:
+            logger.warning("task %s goes on with the values in force: %s", run.id, error)
+            return ""
 
     async def _be_alone(self, run: Run) -> None:
         """Last tries go one at a time: a task that ends the process must not use up the last try of its neighbours."""

@@ -16,7 +16,7 @@ from dspex.core.errors import DspexError
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed
 from dspex.core.ports import Appended, Conflict
 
-__all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing"]
+__all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing", "size_of"]
 
 MAX_COMMIT = 256 << 10
 """Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""
@@ -71,7 +71,7 @@ class Writer:
         """Take a record; it is written when somebody flushes, or with the end of the run."""
         self._pending.append(payload)
         self._added += 1
-        self.size += _size(payload)
+        self.size += size_of(payload)
 
     def write_soon(self) -> None:
         """See that what was added is written, although nobody should ask for it."""
@@ -129,8 +129,8 @@ class Writer:
         batch, self._pending = self._pending, []
         if self.size > MAX_COMMIT and len(batch) > 1:
             fits = size = 0
-            while not fits or size + _size(batch[fits]) <= MAX_COMMIT:
-                size += _size(batch[fits])
+            while not fits or size + size_of(batch[fits]) <= MAX_COMMIT:
+                size += size_of(batch[fits])
                 fits += 1
             batch, self._pending = batch[:fits], batch[fits:]
             self.size -= size
@@ -159,7 +159,7 @@ class Writer:
             self.write_soon()
 
 
-def _size(payload: Payload) -> int:
+def size_of(payload: Payload) -> int:
     """About how many bytes a payload takes in a commit."""
     if not isinstance(payload, EffectRecorded):
         return RECORD

@@ -280,7 +280,7 @@ async def campaign(flips: int, seed: int, entries: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         whole = await build(Path(place), entries, entries * 4 // 5)
         for number in range(flips):
-            kind, ending = PLACES[number % len(PLACES)], ("stopped", "killed")[(number + number // len(PLACES)) % 2]
+            kind, ending = PLACES[number % len(PLACES)], chance.choice(("stopped", "killed"))
             folder = Path(place, "trial")
             folder.mkdir()  # noqa: ASYNC240
             trials.append(await trial(whole, folder, kind, ending, chance))

@@ -46,7 +46,7 @@ class Client:
     in one is logged and costs nothing else.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, silent: bool = False) -> None:
         self.url, self.name = url, name
         self.credentials: str | None = None
         self._wire = Wire()
@@ -59,20 +59,23 @@ class Client:
         self._sweeper: asyncio.Task[None] | None = None
         self._lost_at: float | None = None
         self._complained = time.monotonic()
+        self._silent = silent
         self._last_error: Exception | None = None
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_closed: list[Callable[[], None]] = []
 
     @classmethod
     async def connect(
-        cls, url: str, *, name: str = "dspex", wait: float | None = 2.0, credentials: str | None = None
-    ) -> Self:
+        cls, url: str, *, name: str = "dspex", wait: float | None = 2.0, credentials: str | None = None,
+        silent: bool = False,
+    ) -> Self:  # fmt: skip
         """Connect. `wait` is how many seconds to keep trying (None: for ever, with a sentence every few seconds).
 
-        `url` may name several servers, separated by commas; `credentials` is the path of a NATS credentials file.
+        `url` may name several servers, separated by commas; `credentials` is the path of a NATS credentials file;
+        `silent` leaves it to another process of the system to say that no server answers.
         Raises ConnectionFailed with a sentence that names the address.
         """
-        client = cls(url, name)
+        client = cls(url, name, silent)
         started = time.monotonic()
         while True:
             try:
@@ -91,10 +94,11 @@ class Client:
 
     @classmethod
     async def connect_unless(
-        cls, stopping: asyncio.Event, url: str, *, name: str = "dspex", credentials: str | None = None
-    ) -> Self | None:
+        cls, stopping: asyncio.Event, url: str, *, name: str = "dspex", credentials: str | None = None,
+        silent: bool = False,
+    ) -> Self | None:  # fmt: skip
         """Connect, trying for ever; None when `stopping` is set first."""
-        connecting = asyncio.create_task(cls.connect(url, name=name, wait=None, credentials=credentials))
+        connecting = asyncio.create_task(cls.connect(url, name=name, wait=None, credentials=credentials, silent=silent))
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({connecting, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
@@ -250,7 +254,7 @@ class Client:
         now = time.monotonic()
         if now - self._complained >= COMPLAIN_EVERY:
             self._complained = now
-            logger.warning(sentence)
+            logger.log(logging.DEBUG if self._silent else logging.WARNING, sentence)
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error

@@ -7,12 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
 from dspex.core.ports import Subscription
 
-__all__ = ["Delivery", "Puller"]
+__all__ = ["Delivery", "Puller", "Slots"]
 
 logger = logging.getLogger("dspex.bus")
 
@@ -41,6 +42,17 @@ class Delivery:
     @property
     def stored_at(self) -> float:
         return int(self._time) // 1000 / 1e6  # as an entry of the log says it
+
+
+class Slots(Protocol):
+    """Room for tasks."""
+
+    @property
+    def since(self) -> float:
+        """What was stored before this time may have been delivered by somebody else before."""
+
+    def release(self) -> None:
+        """One delivery is done with."""
 
 
 class Puller:

@@ -59,11 +59,29 @@ class Caller:
         await self.close()
 
     async def ask(
-        self, program: str, body: bytes, *, timeout: float = 60.0, headers: Mapping[str, str] | None = None
-    ) -> tuple[bytes, str]:
-        """Run and wait: the output's bytes and the task's id."""
-        reply = await self._request(self._door("ask", program), body, timeout, headers)
+        self, program: str, body: bytes, *, timeout: float = 60.0, key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, str]:  # fmt: skip
+        """Run and wait: the output's bytes and the task's id.
+
+        An answer that does not come says nothing about the task. With a `key` the same ask may be sent again, and
+        `result` finds the task by it; the key costs one more commit.
+        """
+        fields = dict(headers or {}) if key is None else {**(headers or {}), h.KEY: key}
+        reply = await self._request(self._door("ask", program), body, timeout, fields or None)
         return await self._output(reply), reply.headers.get(h.TASK, "")
+
+    async def head(self) -> int:
+        """The position of the newest entry of the log."""
+        reply = await self._request(self.subjects.log("head"), b"", 5.0, None)
+        return int(msgspec.json.decode(reply.data)["head"])
+
+    async def asked(self, program: str, after: int, correlation: str) -> str | None:
+        """The task that was stored behind position `after` with that `Dspex-Correlation`; None when there is none."""
+        async for event in self.events(after=after, program=program):
+            if event["type"] == "TaskSubmitted" and event["correlationid"] == correlation:
+                return str(event["aggregate"]).rpartition(".")[2]
+        return None
 
     async def submit(
         self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
@@ -129,6 +147,17 @@ class Caller:
     async def variables(self, program: str) -> dict[str, Any]:
         """The values in force and the space they are from."""
         reply = await self._request(self.subjects.variables(program, "get"), b"", 5.0, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
+    async def propose(
+        self, program: str, values: Mapping[str, Any], *, base: str | None = None, who: str = "", why: str = ""
+    ) -> dict[str, Any]:
+        """Make values known, on top of those with the hash `base` or of those in force, so that tasks may run on them:
+        `{"program", "assignment", "values", "version", "fresh"}`. Raises InvalidInput, NotFound, Unavailable."""
+        body = {"values": values, "why": why} | ({"base": base} if base else {})
+        fields = {h.ACTOR: who} if who else None
+        door = self.subjects.variables(program, "propose")
+        reply = await self._request(door, msgspec.json.encode(body), 10.0, fields)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:

@@ -27,9 +27,9 @@ async def export(
     keys: bool = False,
 ) -> int:  # fmt: skip
     """Write these tasks and all tasks of these programs to a new file, or the whole log when none is named; give how
-    many entries. What is about a task goes along: its outcomes, signals, and where its program was. Raises NotFound for
-    a task that is not there, LogError when the file cannot be written. Large values go along; the keys of private ones
-    only with `keys`."""
+    many entries. What is about a task goes along: its outcomes, signals, where its program was, and what its values
+    were. Raises NotFound for a task that is not there, LogError when the file cannot be written. Large values go along;
+    the keys of private ones only with `keys`."""
     subjects = Subjects(prefix)
     found: dict[int, list[dict[str, Any]]] = {}
     wanted = list(programs)
@@ -40,7 +40,8 @@ async def export(
         program = str(shown[0]["data"]["program"])
         queries += [{"aggregate": f"{kind}.{program}.{task}"} for kind in ("inbox", "privacy")]
         wanted.append(program)
-    queries += [{"aggregate": f"program.{program}.0"} for program in dict.fromkeys(wanted)]
+    for program in dict.fromkeys(wanted):
+        queries += [{"aggregate": f"program.{program}.0"}, {"aggregate": f"variables.{program}.0"}]
     for query in queries if wanted else [{}]:
         _take(found, [event async for event in source.events(**query)])
     _restore_submissions(found)

@@ -211,6 +211,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
     from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main, known_log
+    from dspex.agents.code import code_of
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
@@ -230,7 +231,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
-            plan.values, spec.master,
+            plan.values, code_of(program), spec.master,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -244,7 +245,12 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
-    return Supervisor(children, parent=link, voice=registrar.name).run()
+
+    def forward(event: dict[str, Any]) -> None:
+        if event["event"] == "draining":  # the rest is told by itself
+            link.send(event)
+
+    return Supervisor(children, parent=link, voice=registrar.name, on_event=forward).run()
 
 
 def _programs(plan: Plan) -> list[type[Program]]:

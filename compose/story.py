@@ -69,12 +69,12 @@ class BusSource:
         return int((await self.caller.read_log(limit=1))["head"])
 
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
-        try:
+        found = await _proposed(self, program)
+        with contextlib.suppress(TaskError):  # no agent serves it now: then what is in the log has to do
             now = await self.caller.variables(program)
-        except TaskError:  # no agent serves it now: then the default values have to do
-            return {}
-        paths = now["space"]["variables"]
-        return {now["assignment"]: {path: value for path, value in now["values"].items() if path in paths}}
+            paths = now["space"]["variables"]
+            found[now["assignment"]] = {path: value for path, value in now["values"].items() if path in paths}
+        return found
 
     async def close(self) -> None:
         await self.caller.close()
@@ -137,7 +137,7 @@ class FileSource:
         return await self.log.head()
 
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
-        return {}
+        return await _proposed(self, program)
 
     async def close(self) -> None:
         await self.log.close()
@@ -180,6 +180,16 @@ def shown(event: Event) -> dict[str, Any]:
 def _is_of(event: Event, program: str) -> bool:
     parts = event.aggregate.split(".")
     return len(parts) == 3 and parts[1] == program
+
+
+async def _proposed(source: Source, program: str) -> dict[str, dict[str, Any]]:
+    """The values of every proposal."""
+    found = {}
+    with contextlib.suppress(TaskError):
+        async for event in source.events(aggregate=f"variables.{program}.0"):
+            if event["type"] == "AssignmentProposed":
+                found[event["data"]["assignment"]] = event["data"]["values"]
+    return found
 
 
 def _names(body: bytes, task: str) -> bool:

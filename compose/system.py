@@ -97,12 +97,19 @@ class System:
 
     # -- the doors; each blocking call has an async twin
 
-    def ask(self, input: Schema | None = None, /, *, timeout: float = 60.0, **fields: object) -> Any:
-        """Run and wait; the Output. Raises TaskError."""
-        return self._run(self.aask(input, timeout=timeout, **fields))
+    def ask(
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
+    ) -> Any:
+        """Run and wait; the Output. Raises TaskError.
 
-    async def aask(self, input: Schema | None = None, /, *, timeout: float = 60.0, **fields: object) -> Any:
-        body, _ = await self._doors.ask(self.program.name, self._body(input, fields), timeout=timeout)
+        After a connection that broke, `ask` or `result` with the same `key` finds the task again.
+        """
+        return self._run(self.aask(input, timeout=timeout, key=key, **fields))
+
+    async def aask(
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
+    ) -> Any:
+        body, _ = await self._doors.ask(self.program.name, self._body(input, fields), timeout=timeout, key=key)
         return self.program.Output.decode(body)
 
     def submit(self, input: Schema | None = None, /, *, key: str | None = None, **fields: object) -> str:

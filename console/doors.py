@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import secrets
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from dspex.console.render import compact, dim, duration, is_terminal, print_fiel
 
 if TYPE_CHECKING:
     from dspex.compose.caller import Caller
+    from dspex.core.errors import TaskError
 
 __all__ = ["ask", "result", "score", "signal", "submit"]
 
@@ -46,16 +48,52 @@ def ask(
 
     Prints the output; as JSON when piped: {"task": "42", "output": {...}}.
     """
+    from dspex.core import headers as h
+
     content, headers = body_of(body), request_headers(key, deadline)
+    mark = headers[h.CORRELATION] = f"ask-{secrets.token_hex(8)}"
 
     async def work() -> tuple[bytes, str, float]:
         async with options.connect() as caller:
+            after = await _head(caller)
             started = time.perf_counter()
-            output, task = await known(caller, program, caller.ask(program, content, timeout=timeout, headers=headers))
+            asking = caller.ask(program, content, timeout=timeout, headers=headers)
+            try:
+                output, task = await known(caller, program, asking)
+            except TaskError as error:
+                if error.type != "NoAnswer" or after is None:
+                    raise
+                raise await _unanswered(caller, program, after, mark, error) from None
             return output, task, time.perf_counter() - started
+
+    from dspex.core.errors import TaskError
 
     output, task, seconds = options.run(work())
     _show_output(options, output, task, f"task {task}, {duration(seconds)}")
+
+
+async def _head(caller: Caller) -> int | None:
+    """Where the log ends before we ask; None when nobody reads it for us now."""
+    from dspex.core.errors import TaskError
+
+    try:
+        return await caller.head()
+    except TaskError:
+        return None
+
+
+async def _unanswered(caller: Caller, program: str, after: int, mark: str, error: TaskError) -> TaskError:
+    """What to say of an ask whose answer did not come in time: the task goes on, if it was stored."""
+    from dspex.core.errors import TaskError, task_error
+
+    try:
+        task = await caller.asked(program, after, mark)
+    except TaskError:
+        return error
+    if task is None:
+        return task_error(error.code, f"{error.message}, and no task was stored: ask again", type=error.type)
+    text = f"{error.message}; task {task} goes on, and `dspex result {task}` waits for its output"
+    return task_error(error.code, text, type=error.type, task=task)
 
 
 @click.command(epilog=BODY_HELP, short_help="Store tasks; they cannot be lost from then on.")
@@ -192,6 +230,7 @@ def signal(options: Options, task: str, name: str, value: str, program: str | No
     async def work() -> int:
         async with options.connect() as caller:
             owner = program or await _program_of(caller, task)
+            await known(caller, owner, _check_open(caller, owner, task))
             return await known(caller, owner, caller.signal(owner, task, name, loosely(value)))
 
     position = options.run(work())
@@ -199,6 +238,20 @@ def signal(options: Options, task: str, name: str, value: str, program: str | No
         print_json({"task": task, "name": name, "value": loosely(value), "position": position})
     elif is_terminal():
         click.echo(f"task {task} was told {name}")
+
+
+async def _check_open(caller: Caller, program: str, task: str) -> None:
+    """Raise what says that a task is unknown, or that it has ended and hears nothing any more."""
+    from dspex.core.errors import Conflict, NotFound, TaskError
+
+    try:
+        await caller.find(program, task, timeout=0.0)
+    except TaskError as error:
+        if error.code in (202, 503) or error.type == "NoAnswer":
+            return  # not done; or nobody is there to say, and then the signal waits in the log
+        if isinstance(error, NotFound) and "has no task" in error.message:
+            raise
+    raise Conflict(f"task {task} has ended, and hears no signal any more; `dspex result {task}` says how", task=task)
 
 
 async def _program_of(caller: Caller, task: str) -> str:

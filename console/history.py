@@ -17,7 +17,9 @@ def state_of(state: TaskState) -> dict[str, Any]:
         "state": state.status, "version": state.head.version, "attempts": state.attempts, "agent": state.agent or None,
         "assignment": state.assignment or None, "input": _value(state.input), "output": _value(state.output),
         "error": {"code": state.code, "type": state.error, "message": state.message} if state.error else None,
-        "of": state.of or None, "seconds": state.seconds if state.ended else None,
+        "of": state.of or None, "parent": state.forked.parent if state.forked else None,
+        "at": state.forked.at if state.forked else None, "code": state.code_version or None,
+        "seconds": state.seconds if state.ended else None,
     }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def events(
         return
     wanted = limit if limit is not None else (0 if options.json or what else 100)
     query = _query(what) if what else {"program": program} if program else {}
-    show = _shower(options)
+    show = _shower(options, versions=what is not None)
 
     async def work() -> None:
         async with opened(options, log) as source:
@@ -119,10 +119,8 @@ def _query(what: str) -> dict[str, Any]:
     return {"aggregate": what} if "." in what else {"task": what}
 
 
-def _shower(options: Options) -> Callable[[dict[str, Any]], None]:
-    if options.json:
-        return print_json
-    return EventLines().show
+def _shower(options: Options, *, versions: bool = False) -> Callable[[dict[str, Any]], None]:
+    return print_json if options.json else EventLines(versions=versions).show
 
 
 async def _show_aggregate(options: Options, what: str, to: int | None, at: str, state: bool, log: str | None) -> None:

@@ -33,6 +33,7 @@ COMMANDS = {
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
     "diff": ("diff", "diff"),
+    "fork": ("fork", "fork"),
     "export": ("export", "export"),
     "verify": ("archive", "verify"),
     "restore": ("archive", "restore"),

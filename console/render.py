@@ -152,12 +152,14 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 
 class EventLines:
-    """Events under each other, one line each, so that they can be followed while they come."""
+    """Events under each other, one line each, so that they can be followed while they come. `versions` gives each its
+    version in the task, for one task's events."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, versions: bool = False) -> None:
+        self._versions = versions
         width = shutil.get_terminal_size().columns if is_terminal() else PIPED
         self._clock = 12 if width >= 100 else 8  # milliseconds where there is room for them
-        self._room = max(width - (6 + 2 + self._clock + 2 + 17 + 2 + 14 + 2), 16)
+        self._room = max(width - (6 + 2 + self._clock + 2 + 17 + 2 + 14 + 2 + 6 * versions), 16)
         self._begun = False
 
     def show(self, event: dict[str, Any], *, faded: bool = False) -> None:
@@ -165,7 +167,8 @@ class EventLines:
         if not self._begun:
             self._begun = True
             head = "time UTC" if self._clock == 8 else "time (UTC)"
-            click.echo(bold(f"{'at':>6}  {head:<{self._clock}}  {'event':<17}  {'who':<14}  what"))
+            version = f"{'v':>4}  " if self._versions else ""
+            click.echo(bold(f"{'at':>6}  {version}{head:<{self._clock}}  {'event':<17}  {'who':<14}  what"))
         kind = clean(event["type"])
         color = "green" if kind in _GOOD else "red" if kind in _BAD else "cyan" if kind in _OURS else None
         style: dict[str, Any] = {"dim": True} if faded else {"fg": color} if color else {}
@@ -173,7 +176,11 @@ class EventLines:
         time = event["time"][11 : 11 + self._clock].rstrip("Z").ljust(self._clock)
         name, author = f"{shorten(kind, 17):<17}", f"{shorten(who(event), 14):<14}"
         rest = f"{author}  {shorten(gist(event), self._room)}"
-        click.echo(f"{event['position']:>6}  {dim(time)}  {paint(name, **style)}  {dim(rest) if faded else rest}")
+        # What is about the task without being an event of it (a score, a signal) has no version in it.
+        version = str(event["version"]) if event["version"] or kind == "TaskSubmitted" else ""
+        number = f"{version:>4}  " if self._versions else ""
+        what = dim(rest) if faded else rest
+        click.echo(f"{event['position']:>6}  {number}{dim(time)}  {paint(name, **style)}  {what}")
 
 
 def who(event: dict[str, Any]) -> str:
@@ -196,7 +203,15 @@ def gist(event: dict[str, Any]) -> str:
     match event["type"]:
         case "TaskSubmitted":
             key = data.get("headers", {}).get("Dspex-Key")
-            return f"{data['program']} {compact(data['input'])}" + (f", key {clean(key)}" if key else "")
+            forked = data.get("headers", {}).get("Dspex-Fork")
+            about = (f", key {clean(key)}" if key else "") + (f", a fork of {clean(forked)}" if forked else "")
+            return f"{data['program']} {compact(data['input'])}{about}"
+        case "TaskForked":
+            count = f"{data['records']} record{'' if data['records'] == 1 else 's'}"
+            return clean(f"shares events 1 to {data['at']} of task {data['parent']}: {count}")
+        case "AssignmentProposed":
+            why = ", ".join(part for part in (data.get("who"), data.get("why")) if part)
+            return clean(f"{data['assignment'][:8]} {compact(data['values'])}" + (f" ({why})" if why else ""))
         case "TaskClaimed":
             return f"attempt {data['attempt']}, values {data['assignment'][:8]}"
         case "TaskCompleted":
@@ -204,7 +219,10 @@ def gist(event: dict[str, Any]) -> str:
         case "EffectRecorded":
             raised = data.get("error", "").partition(":")[2]
             gave = f"raised {raised} {compact(data['arguments'])}" if raised else compact(data.get("result"))
-            return clean(f"{data['key']}{_arguments(data.get('request'))} → {gave}")
+            # A copy says which event of its parent it was made of.
+            parent, _, version = str(event.get("causationid", "")).rpartition("/")
+            copied = f"(from {parent.rpartition('.')[2]}@{version}) " if parent else ""
+            return clean(f"{copied}{data['key']}{_arguments(data.get('request'))} → {gave}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
             until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""

@@ -192,7 +192,7 @@ def _show_state(options: Options, story: Story, cut: Story) -> None:
 
 
 def _show_events(story: Story, cut: Story) -> None:
-    lines = EventLines()
+    lines = EventLines(versions=True)
     kept = {(event.aggregate, event.version) for event in cut.events}
     following = next((it.position for it in story.events if (it.aggregate, it.version) not in kept), None)
     for shown in story.shown:

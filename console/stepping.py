@@ -68,6 +68,7 @@ def _said(event: Event) -> tuple[Any, Any]:
         TaskClaimed,
         TaskCompleted,
         TaskFailed,
+        TaskForked,
         TaskRetried,
         TaskSleeping,
         TaskSubmitted,
@@ -84,6 +85,8 @@ def _said(event: Event) -> tuple[Any, Any]:
             return shown_request(event.data), json.loads(bytes(body))
         case TaskClaimed(agent=agent, attempt=attempt, assignment=assignment):
             return f"attempt {attempt} by {agent}, values {assignment[:8]}", None
+        case TaskForked(parent=parent, at=at, records=records):
+            return f"shares events 1 to {at} of task {parent}", f"{records} records"
         case TaskSleeping(until=until, signal=signal):
             return f"waits for {f'the signal {signal}' if signal else 'the time'}", until
         case TaskRetried(type=kind, retry=retry):

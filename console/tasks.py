@@ -106,6 +106,11 @@ def _score(score: float | None) -> str:
 
 def end_of(row: TaskRow) -> str:
     """What came of a task, in a line."""
+    said = _said(row)
+    return f"fork of {clean(row.forked)}: {said}" if row.forked else said
+
+
+def _said(row: TaskRow) -> str:
     if row.output is not None:
         return compact(row.output)
     if row.of:
@@ -114,4 +119,7 @@ def end_of(row: TaskRow) -> str:
         return clean(f"{row.error['code']} {row.error['type']}: {row.error['message']}")
     if row.state == "sleeping":  # nobody holds it meanwhile
         return clean(f"waits for the signal {' or '.join(row.waits)}" if row.waits else "waits for a time")
-    return f"held by {row.agent}" if row.agent else ""
+    version = f", code {row.code}" if row.code else ""
+    if row.agent:
+        return clean(f"held by {row.agent}{version}")
+    return clean(f"waits for an agent with code {row.code}") if row.code else ""

@@ -132,6 +132,9 @@ class _Teller:
                 soon = f" in {event['delay']:g} s" if event.get("delay") else ""
                 who = f"{event['agent']} (process {event['pid']}) died" if "pid" in event else event["agent"]
                 self._line(yellow(f"{who}: {event['reason']}; starting it again{soon}"))
+            case "draining":
+                tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
+                self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
             case "trouble":
                 self._line(red(event["reason"]))
             case "better":

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "EffectRecorded", "Event", "Head", "Held",
-    "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent",
-    "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
-    "TaskForgotten", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded", "Event", "Head",
+    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
+    "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
+    "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -84,6 +84,21 @@ class TaskClaimed(Payload, frozen=True, kw_only=True):
     agent: str
     assignment: str
     code: str = ""
+
+
+class TaskForked(Payload, frozen=True, kw_only=True):
+    """The task shares what its `parent` had recorded up to the parent's event `at`, and goes on from there by itself.
+
+    `records` is how many records it shares: so many copies follow. `waits` are the ends of the waits that were under
+    way at that point, by place. `seed` is the task whose random numbers it draws, `life` how often that had begun anew.
+    """
+
+    parent: str
+    at: int
+    seed: str
+    life: int = 0
+    records: int = 0
+    waits: dict[str, float | None] = field(default_factory=dict)
 
 
 class EffectRecorded(Payload, frozen=True, kw_only=True):
@@ -199,6 +214,16 @@ class ProgramRegistered(Payload, frozen=True, kw_only=True):
     app: str = ""
 
 
+class AssignmentProposed(Payload, frozen=True, kw_only=True):
+    """Somebody wants these values to be known: tasks may run on them from now on. `assignment` is the hash of `values`,
+    one for every active variable; `who` is claimed, not proven, and `why` is in words."""
+
+    assignment: str
+    values: dict[str, bool | int | float | str | None]
+    who: str = ""
+    why: str = ""
+
+
 class AgentStarted(Payload, frozen=True, kw_only=True):
     """A process began to serve. `restarts` counts its predecessors under the same name."""
 
@@ -232,9 +257,9 @@ class UnknownEvent(Payload, frozen=True, kw_only=True):
 PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
-        TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskClaimed, EffectRecorded, TaskSleeping,
-        TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
-        ProgramRegistered, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, EffectRecorded,
+        TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
+        ProgramRegistered, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

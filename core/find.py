@@ -90,7 +90,8 @@ class TaskQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 class TaskRow(Struct, kw_only=True):
     """What is known of one task without reading its events. Times are RFC 3339 in UTC; `score` is the newest one of
     `scores`; `waits` are the signals that a sleeping task waits for, none of them when it waits for a time; `last` is
-    where its last commit stands in the log."""
+    where its last commit stands in the log; `forked` is the task and version that it is a fork of, `42@7`; `code` is
+    the version of the code that claimed it last, or the only one that may."""
 
     task: str
     program: str
@@ -112,6 +113,7 @@ class TaskRow(Struct, kw_only=True):
     error: dict[str, Any] | None = None
     of: str | None = None
     parent: str | None = None
+    forked: str | None = None
     seconds: float | None = None
     waits: list[str] | None = None
     last: int = 0

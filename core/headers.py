@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from dspex.core.errors import InvalidInput
 
 __all__ = [
-    "ACTOR", "ASSIGNMENT", "CAUSATION", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "KEY", "PARENT",
-    "REPLY", "SEALED", "TASK", "WAIT", "deadline_of", "key_of", "reply_of", "sealed", "wait_of",
+    "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
+    "KEY", "PARENT", "REPLY", "SEALED", "TASK", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of", "sealed",
+    "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -20,6 +21,10 @@ CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
 PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
+FORK = "Dspex-Fork"
+"""`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
+CODE = "Dspex-Code"
+"""The code version that the task must run on."""
 TASK = "Dspex-Task"
 WAIT = "Dspex-Wait"
 REPLY = "Dspex-Reply"
@@ -77,6 +82,21 @@ def deadline_of(headers: Mapping[str, str], stored_at: float) -> float | None:
     if not 0 <= seconds < 1e9:
         raise InvalidInput(f"{DEADLINE} is {text[:40]!r}; 0 to 1,000,000,000 seconds are allowed")
     return stored_at + seconds
+
+
+def fork_of(headers: Mapping[str, str]) -> tuple[str, int] | None:
+    """The parent of a fork and the version of its last shared event, or None. Raises InvalidInput."""
+    text = headers.get(FORK)
+    if text is None:
+        return None
+    parent, _, at = text.partition("@")
+    if not (_is_number(parent) and _is_number(at)):
+        raise InvalidInput(f"{FORK} is {text[:40]!r}; a task and one of its versions are due: 42@7")
+    return parent, int(at)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def reply_of(headers: Mapping[str, str]) -> str:

@@ -1,22 +1,28 @@
-"""What a task remembers of its earlier attempts, read from its events."""
+"""What a task remembers of its earlier attempts, and a fork of its parent, read from its events."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dspex.core.events import EffectRecorded, Event, TaskRetried, TaskSleeping
+from dspex.core.events import EffectRecorded, Event, TaskForked, TaskRetried, TaskSleeping
 
 __all__ = ["Memory", "remembered"]
 
 
 @dataclass
 class Memory:
-    """The records by place, until when each place waits, and how often a clean retry has begun the task anew."""
+    """The records by place, until when each place waits, and how often a clean retry has begun the task anew.
+
+    Of a fork: `seed` is the task whose random numbers it draws, `shared` the places whose records are its parent's, and
+    `missing` how many of those it has not copied yet."""
 
     records: dict[str, EffectRecorded] = field(default_factory=dict)
     until: dict[str, float | None] = field(default_factory=dict)
     life: int = 0
+    seed: str = ""
+    shared: set[str] = field(default_factory=set)
+    missing: int = 0
 
 
 def remembered(events: Iterable[Event]) -> Memory:
@@ -27,10 +33,16 @@ def remembered(events: Iterable[Event]) -> Memory:
         match event.data:
             case EffectRecorded() as record:
                 memory.records[record.key] = record
+                if memory.missing:
+                    memory.shared.add(record.key)
+                    memory.missing -= 1
             case TaskSleeping(key=key, until=until):
                 memory.until[key] = until
+            case TaskForked(seed=seed, life=life, waits=waits, records=records):
+                memory = Memory(until=dict(waits), life=life, seed=seed, missing=records)
             case TaskRetried(clean=True):
-                memory = Memory(life=memory.life + 1)
+                memory = Memory(life=memory.life + 1, seed=memory.seed)
             case TaskRetried():
                 memory.records = {key: record for key, record in memory.records.items() if not record.error}
+                memory.shared &= memory.records.keys()
     return memory

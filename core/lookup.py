@@ -13,11 +13,11 @@ from typing import Any, NoReturn, Protocol, cast
 import msgspec
 from msgspec import Struct
 
-from dspex.core.effects import Call, Scope, outcome_of
+from dspex.core.effects import Call, Runtime, Scope, outcome_of
 from dspex.core.events import EffectRecorded
 from dspex.core.request import shown_request
 
-__all__ = ["Difference", "Lookup", "Parted", "Stopped", "Traced", "Watch"]
+__all__ = ["Answers", "Difference", "Lookup", "Parted", "Stopped", "Traced", "Watch"]
 
 QUIET, LONG = 0.03, 2.0
 """Seconds without a request after which a run that waits at the end of its record is over; and when some of the record
@@ -53,6 +53,23 @@ class Watch(Protocol):
         """It asks for an effect; `frame` is the line that asks."""
 
 
+class Answers(Runtime, Protocol):
+    """A `Runtime` that performs nothing, for one run. `main` is the run's own task, `stopped` the place at which it was
+    stopped, if it was."""
+
+    main: asyncio.Task[Any] | None
+    stopped: str
+
+    def begins(self) -> None:
+        """The program is about to run."""
+
+    def asks(self, key: str, name: str, frame: FrameType) -> None:
+        """It asks for an effect; `frame` is the line that asks."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
 class Traced(Scope):
     """A branch that notes which line of the program asks at each place."""
 
@@ -62,7 +79,7 @@ class Traced(Scope):
         while frame and str(frame.f_globals.get("__name__", "")).startswith(("dspex.core.", "functools", "contextlib")):
             frame = frame.f_back
         if frame is not None:
-            cast(Lookup, self.runtime).asks(key, name, frame)
+            cast(Answers, self.runtime).asks(key, name, frame)
         return key
 
 
@@ -115,13 +132,14 @@ class _Branch:
 
 class Lookup:
     """Answers from `records`, in their order within each branch. `old` are the keys of attempts that failed: they may
-    be asked for, and need not be. `ended` says that the record is whole."""
+    be asked for, and need not be. Those of `shared` may be asked for otherwise, too. `ended` says that the record is
+    whole; `seed` and `life` are what random numbers come from."""
 
     def __init__(
-        self, records: list[EffectRecorded], task: str, life: int, old: set[str], *, ended: bool, strict: bool,
-        watch: Watch | None,
+        self, records: list[EffectRecorded], seed: str, life: int, old: set[str], shared: set[str], *, ended: bool,
+        strict: bool, watch: Watch | None,
     ) -> None:  # fmt: skip
-        self._task, self._life, self._old = task, life, old
+        self._seed, self._life, self._old, self._shared = seed, life, old, shared
         self._ended, self._strict, self._watch = ended, strict, watch
         parts: dict[str, list[EffectRecorded]] = {}
         for record in records:
@@ -187,7 +205,7 @@ class Lookup:
         raise AssertionError(f"a replay calls nobody, also not {program}")
 
     def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._task}/{self._life}/{key}".encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._seed}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- what was found
 
@@ -219,7 +237,7 @@ class Lookup:
         branch = self._branches.get(path) or self._branches.setdefault(path, _Branch([], self._old))
         if self._first:
             self._after.add((name, digest))
-        elif (known := branch.left.get(key)) and known.digest == digest and branch.due(key, self._lines):
+        elif (known := branch.left.get(key)) and self._fits(known, digest) and branch.due(key, self._lines):
             self.asked += 1
             return branch.left.pop(key)
         elif not self._ended and key not in branch.left and next(branch.needed(), None) is None:
@@ -230,6 +248,9 @@ class Lookup:
             self.parted = self.parted or Parted(f"at {key}: {shown} was not recorded so")
             raise self.parted
         return branch.left.pop(record.key)
+
+    def _fits(self, record: EffectRecorded, digest: str) -> bool:
+        return record.digest == digest or record.key in self._shared
 
     def _guess(self, branch: _Branch, key: str, name: str, digest: str, shown: str) -> EffectRecorded | None:
         """Note the first difference; a record that may answer all the same, to see what comes after it."""

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -66,6 +66,14 @@ class Program:
 
     retry: ClassVar[Retry | None] = None
     """Whether and when a task is tried again after predict raised; None: an error is the end."""
+
+    on_change: ClassVar[Literal["fail", "finish", "drain"]] = "fail"
+    """What becomes of a task that other code has begun. "fail": it goes on, and fails at the first effect that was
+    recorded and is asked for otherwise now. "finish": what was recorded counts, although it is asked for otherwise.
+    "drain": it waits for an agent that has the code which began it."""
+
+    drain_time: ClassVar[float] = 3600.0
+    """Seconds that a task waits for an agent with the code that it needs, before it fails."""
 
     concurrency: ClassVar[int | None] = None
     """Tasks at once per agent; None is 256 for an async predict, 4 for a plain one."""

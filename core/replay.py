@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,14 +19,15 @@ from msgspec import Struct
 from dspex.core import effects
 from dspex.core.compare import ABSENT, changes
 from dspex.core.errors import InvalidInput, ProgramFailed, TaskError
-from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskRetried
-from dspex.core.lookup import Difference, Lookup, Parted, Stopped, Traced, Watch
+from dspex.core.events import EffectRecorded, Event, TaskCompleted, TaskFailed, TaskForked, TaskRetried
+from dspex.core.lookup import Answers, Difference, Lookup, Parted, Stopped, Traced, Watch
 from dspex.core.program import Program
 from dspex.core.task import TaskState, fold
 
-__all__ = ["Difference", "Report", "Rerun", "Watch", "difference_of", "replay", "rerun"]
+__all__ = ["Difference", "Report", "Rerun", "Watch", "difference_of", "replay", "rerun", "run_on"]
 
 NOT_AGAIN = {
+    "CodeUnavailable": "it ended because no agent had the code that it needs",
     "DeadlineExceeded": "it ended by its deadline, and time is not replayed",
     "Diverged": "its code changed while it was under way, and it ended by that",
 }
@@ -73,10 +75,13 @@ async def rerun(
     why = _not_run(state)
     if why:
         return Rerun(Report(task, None, 0, 0, why=why))
-    records, life, old = _records(story)
-    lookup = Lookup(records, task, life, old, ended=state.status in ("completed", "failed"), strict=strict, watch=watch)
+    past = _past(story)
+    lookup = Lookup(
+        list(past.records.values()), past.seed or task, past.life, past.old, past.shared,
+        ended=state.status in ("completed", "failed"), strict=strict, watch=watch,
+    )  # fmt: skip
     started = time.perf_counter()
-    body, error = await _run(program, bytes(state.input), lookup)
+    body, error = await run_on(program, bytes(state.input), lookup)
     seconds = time.perf_counter() - started
     ended = None if lookup.stopped else _compare(body, error, story)
     difference = lookup.difference() or ended or lookup.unasked()
@@ -95,36 +100,58 @@ def _not_run(state: TaskState) -> str:
     return NOT_AGAIN.get(state.error, "") if state.status == "failed" else ""
 
 
-def _records(story: list[Event]) -> tuple[list[EffectRecorded], int, set[str]]:
-    """The records that the last attempt could see, how often a retry started clean, and the keys of earlier attempts,
-    which the last one need not have asked for again."""
-    records: dict[str, EffectRecorded] = {}
-    life, old = 0, set[str]()
+@dataclass
+class _Past:
+    """The records that the last attempt could see, how often a retry started clean, and whose random numbers it drew.
+    `old` are the keys that it need not have asked for: of earlier attempts, and of a fork's parent; the latter,
+    `shared`, it may have asked for otherwise."""
+
+    records: dict[str, EffectRecorded] = field(default_factory=dict)
+    life: int = 0
+    seed: str = ""
+    old: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
+    missing: int = 0
+
+    def add(self, record: EffectRecorded) -> None:
+        self.records[record.key] = record
+        self.old.discard(record.key)
+        if self.missing:
+            self.missing -= 1
+            self.old.add(record.key)
+            self.shared.add(record.key)
+
+
+def _past(story: list[Event]) -> _Past:
+    past = _Past()
     for event in story:
-        if isinstance(event.data, EffectRecorded):
-            records[event.data.key] = event.data
-            old.discard(event.data.key)
-        elif isinstance(event.data, TaskRetried):
-            if event.data.clean:
-                records.clear()
-                life += 1
-            old = set(records)
-    return list(records.values()), life, old
+        match event.data:
+            case EffectRecorded() as record:
+                past.add(record)
+            case TaskForked(seed=seed, life=life, records=missing):
+                past = _Past(life=life, seed=seed, missing=missing)
+            case TaskRetried(clean=True):
+                past = _Past(life=past.life + 1, seed=past.seed)
+            case TaskRetried():
+                past.old = set(past.records)
+    return past
 
 
-async def _run(program: Program, body: bytes, lookup: Lookup) -> tuple[bytes | None, BaseException | None]:
-    """The output, or what ended the run. In a task of its own, so that nothing is left behind in the caller's context;
-    every task that it starts is a branch, as it was when it was recorded."""
+async def run_on(program: Program, body: bytes, answers: Answers) -> tuple[bytes | None, BaseException | None]:
+    """The output, or what ended the run; neither when it was stopped.
+
+    In a task of its own, so that nothing is left behind in the caller's context; every task that it starts is a branch,
+    as it was when it was recorded."""
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
 
     async def work() -> bytes:
-        effects.begin(Traced(program.name, lambda: lookup))
+        effects.begin(Traced(program.name, lambda: answers))
         try:
             taken = program.decode(body)
             await asyncio.to_thread(program.prepare)
             if program.is_async:
-                lookup.begins()
+                answers.begins()
                 value = await program.predict(taken)
             else:
                 value = await asyncio.to_thread(in_thread, taken)
@@ -134,25 +161,25 @@ async def _run(program: Program, body: bytes, lookup: Lookup) -> tuple[bytes | N
         return output
 
     def in_thread(input: Any) -> Any:
-        lookup.begins()
+        answers.begins()
         return program.predict(input)
 
     # A task factory sees tasks of others, too; outside of a run it makes them as ever.
     loop.set_task_factory(effects.branching)
     main = asyncio.Task(work(), loop=loop, name="dspex-replay")
-    lookup.main = main
+    answers.main = main
     try:
         await asyncio.wait({main})
     finally:
         loop.set_task_factory(factory)
         main.cancel()
-        lookup.close()
+        answers.close()
     if main.cancelled():
         return None, None
     error = main.exception()
     if error is None:
         return main.result(), None
-    if isinstance(error, (Parted, Stopped)) or lookup.stopped:
+    if isinstance(error, (Parted, Stopped)) or answers.stopped:
         return None, None
     if not isinstance(error, Exception):
         raise error

@@ -16,6 +16,7 @@ from dspex.core.declare import shown_name
 from dspex.core.errors import DefinitionError
 from dspex.core.schema import Schema
 
+ON_CHANGE = ("fail", "finish", "drain")
 _BUS_NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
@@ -30,10 +31,16 @@ def bus_name(cls: type) -> str:
 
 
 def check_limits(cls: type) -> None:
-    """Raise DefinitionError unless timeout, attempts and concurrency are numbers that can work."""
-    timeout = getattr(cls, "timeout", None)
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        _refuse(cls, "timeout", timeout, "a timeout is a number of seconds above 0", "write timeout = 300.0")
+    """Raise DefinitionError unless timeout, attempts, concurrency and drain_time are numbers that can work, and
+    on_change is one of its three words."""
+    for field, what, seconds in (("timeout", "a timeout", 300.0), ("drain_time", "a drain_time", 3600.0)):
+        value = getattr(cls, field, None)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            _refuse(cls, field, value, f"{what} is a number of seconds above 0", f"write {field} = {seconds}")
+    change = getattr(cls, "on_change", None)
+    if change not in ON_CHANGE:
+        problem = f"what becomes of running tasks is one of {', '.join(ON_CHANGE)}"
+        _refuse(cls, "on_change", change, problem, 'write on_change = "fail"')
     for field, example in (("attempts", 3), ("concurrency", 64)):
         value = getattr(cls, field, None)
         if value is None and field == "concurrency":

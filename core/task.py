@@ -19,11 +19,13 @@ from dspex.core.events import (
     TaskDeadLettered,
     TaskDuplicate,
     TaskFailed,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
     TaskSubmitted,
 )
 from dspex.core.fold import Fold
+from dspex.core.headers import CODE
 
 __all__ = ["STATES", "TERMINAL", "Status", "TaskState", "fold", "may_attempt"]
 
@@ -34,7 +36,8 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 
 class TaskState(Struct, frozen=True, omit_defaults=True):
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
-    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for."""
+    attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `code_version` is
+    that of the last claim, or before there is one, the only one that may run it. `forked` says of whom it is a fork."""
 
     status: Status = "submitted"
     attempts: int = 0
@@ -49,6 +52,8 @@ class TaskState(Struct, frozen=True, omit_defaults=True):
     error: str = ""
     message: str = ""
     of: str = ""
+    code_version: str = ""
+    forked: TaskForked | None = None
     seconds: float = 0.0
     head: Head = Head()
 
@@ -63,12 +68,17 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
     match event.data:
         case EffectRecorded():
             return replace(state, head=head)
-        case TaskSubmitted(input=input) | InputSealed(input=input):
+        case TaskSubmitted(input=input, headers=headers):
+            return replace(state, head=head, input=input, code_version=headers.get(CODE, ""))
+        case InputSealed(input=input):
             return replace(state, head=head, input=input)
-        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment):
+        case TaskForked():
+            return replace(state, head=head, forked=event.data)
+        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             return replace(
-                state, head=head, status="running", attempts=attempt, agent=agent, assignment=assignment, waits=()
-            )
+                state, head=head, status="running", attempts=attempt, agent=agent, assignment=assignment,
+                code_version=code, waits=(),
+            )  # fmt: skip
         case TaskCompleted(output=output, seconds=seconds):
             return replace(state, head=head, status="completed", output=output, seconds=seconds)
         case TaskSleeping() as wait:
@@ -110,7 +120,7 @@ def _load(data: bytes) -> TaskState:
     return TaskState(**fields)
 
 
-fold = Fold(kind="task", version=1, initial=TaskState(), evolve=_evolve, load=_load)
+fold = Fold(kind="task", version=2, initial=TaskState(), evolve=_evolve, load=_load)
 """The state of a task after some of its events."""
 
 

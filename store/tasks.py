@@ -57,6 +57,7 @@ class _Row(Struct):
     message: str | None = None
     of: str | None = None
     parent: str | None = None
+    forked: str | None = None
     seconds: float | None = None
     waits: str | None = None
     last: int = 0
@@ -81,14 +82,14 @@ _SCORE = (
 class Tasks:
     """One row a task, and one for each outcome and signal that names a task."""
 
-    name, version = "tasks", 1
+    name, version = "tasks", 2
     tables: Mapping[str, Sequence[str]] = {
         "tasks": (
             "CREATE TABLE tasks (id INTEGER PRIMARY KEY, program TEXT NOT NULL, state TEXT NOT NULL,"
             " submitted TEXT NOT NULL, ended TEXT, key TEXT, agent TEXT, assignment TEXT, code TEXT,"
             " version INTEGER NOT NULL, attempts INTEGER NOT NULL, retries INTEGER NOT NULL,"
             " effects INTEGER NOT NULL, score REAL, scores INTEGER NOT NULL, error_code INTEGER, error TEXT,"
-            " message TEXT, of TEXT, parent TEXT, seconds REAL, waits TEXT,"
+            " message TEXT, of TEXT, parent TEXT, forked TEXT, seconds REAL, waits TEXT,"
             " last INTEGER NOT NULL)",
             "CREATE INDEX tasks_state ON tasks (program, state, id)",
             "CREATE INDEX tasks_submitted ON tasks (submitted)",
@@ -175,7 +176,8 @@ def _evolve(row: _Row, event: Event) -> None:
             row.effects += 1
         case TaskSubmitted(headers=headers):
             row.submitted = event.time
-            row.key, row.parent = headers.get(h.KEY), headers.get(h.PARENT)
+            row.key, row.parent, row.forked = headers.get(h.KEY), headers.get(h.PARENT), headers.get(h.FORK)
+            row.code = headers.get(h.CODE)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
             row.state, row.attempts = "running", attempt
             row.agent, row.assignment, row.code, row.waits = agent, assignment, code or None, None

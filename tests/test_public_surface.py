@@ -19,7 +19,8 @@ PUBLIC = [
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",
     "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable", "adiff",
-    "afind_tasks", "computed", "constraint", "diff", "effect", "find_tasks", "http", "idempotency_key", "variable",
+    "afind_tasks", "afork", "computed", "constraint", "diff", "effect", "find_tasks", "fork", "http", "idempotency_key",
+    "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -27,6 +27,7 @@ _HOME = {
         "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
+    "dspex.compose.forks": ("afork", "fork"),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
@@ -38,6 +39,8 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from dspex.compose.find import afind_tasks as afind_tasks
     from dspex.compose.find import find_tasks as find_tasks
+    from dspex.compose.forks import afork as afork
+    from dspex.compose.forks import fork as fork
     from dspex.compose.http import HttpReply as HttpReply
     from dspex.compose.http import http as http
     from dspex.compose.replays import Replay as Replay

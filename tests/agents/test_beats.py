@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dspex import Program, Schema, System
+from dspex.agents.watch import Watch
 
 
 class Quiet(Program):
@@ -45,3 +49,31 @@ def test_a_frozen_agent_is_silent_and_serves_again_when_it_is_woken(tmp_path: Pa
             os.kill(frozen["pid"], signal.SIGCONT)
         wait_for(system, frozen["agent"], "serving")
         assert next(p["pid"] for p in system.processes() if p["agent"] == frozen["agent"]) == frozen["pid"]
+
+
+class Stumbling:
+    """A worker whose table of runs cannot be read for a while."""
+
+    agent = "a"
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.seen = threading.Event()
+        self.pulse = time.monotonic()
+
+    @property
+    def running(self) -> dict[int, Any]:
+        self.looks += 1
+        if self.looks < 3:
+            raise RuntimeError("nobody expected this")
+        self.seen.set()
+        return {}
+
+
+def test_what_nobody_expected_does_not_end_the_beats(caplog: pytest.LogCaptureFixture) -> None:
+    worker: Any = Stumbling()
+    watch = Watch(worker)
+    watch.start()
+    assert worker.seen.wait(10)
+    watch.stop()
+    assert [record.message for record in caplog.records] == ["the watch over a stumbled and goes on"]

@@ -15,7 +15,7 @@ from dspex.agents.recorder import Recorder, Suspended
 from dspex.agents.writer import BEHIND, MAX_COMMIT, Superseded
 from dspex.core.codec import encode_commit
 from dspex.core.effects import Call, Diverged, idempotency_key
-from dspex.core.errors import EffectFailed, LimitExceeded, LogError
+from dspex.core.errors import EffectFailed, LimitExceeded, LogError, ProgramFailed
 from dspex.core.events import (
     EffectRecorded,
     Event,
@@ -23,6 +23,7 @@ from dspex.core.events import (
     Payload,
     SignalReceived,
     TaskClaimed,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
 )
@@ -35,6 +36,7 @@ class Fake:
 
     id = "7"
     limit = 1 << 20
+    lenient = False
 
     def __init__(self) -> None:
         self.claimed = self.suspended = False
@@ -248,6 +250,43 @@ async def test_an_effect_under_way_at_the_end_is_not_recorded(fake: Fake, record
     assert fake.keys == []
 
 
+async def test_a_lenient_program_gets_the_record_for_other_arguments(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.lenient = True
+    recorder = Recorder(fake, past(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"5"))), running())
+    assert await recorder.perform(call("a", lambda: 1 / 0, digest="other")) == 5
+    assert "task 7: at a a d was recorded, and a() is asked for now; the record counts" in caplog.text
+
+
+async def test_what_a_fork_shares_counts_for_other_arguments_and_what_it_did_itself_does_not(fake: Fake) -> None:
+    forked = TaskForked(parent="3", at=2, seed="3", records=1)
+    mine = [EffectRecorded(key=key, name=key, digest="d", result=Raw(b"5")) for key in "ab"]
+    recorder = Recorder(fake, past(forked, *mine), running())
+    assert await recorder.perform(call("a", lambda: 1 / 0, digest="other")) == 5
+    with pytest.raises(Suspended):
+        await recorder.perform(call("b", lambda: 1 / 0, digest="other"))
+    assert isinstance(recorder.broken, Diverged)
+
+
+async def test_a_fork_draws_its_parents_numbers_and_has_keys_of_its_own(fake: Fake) -> None:
+    parent = Recorder(fake, [], running())
+    other = Fake()
+    other.id = "8"
+    forked = Recorder(other, past(TaskForked(parent="7", at=0, seed="7")), running())
+    assert forked.seed("x") == parent.seed("x")
+    keys = [await each.perform(call("k", idempotency_key)) for each in (parent, forked)]
+    assert keys[0] != keys[1]
+
+
+def past(*payloads: Payload) -> list[Event]:
+    return [Event("task.p.7", number, "", "", "", "", payload) for number, payload in enumerate(payloads, 1)]
+
+
+def running() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
 async def test_other_arguments_diverge_for_good(fake: Fake) -> None:
     before = _event(EffectRecorded(key="a", name="a", digest="d", result=Raw(b"4")))
     again = Recorder(fake, [before], asyncio.get_running_loop())
@@ -400,3 +439,11 @@ async def test_what_only_reads_does_not_run_ahead_of_the_log_without_bound(fake:
     await reading
     assert len(done) == 40
     assert fake.most == 1
+
+
+async def test_an_effect_in_a_loop_of_the_programs_own_is_told(recorder: Recorder) -> None:
+    def plainly() -> None:
+        asyncio.run(recorder.perform(call("a")))
+
+    with pytest.raises(ProgramFailed, match="write `async def predict`"):
+        await asyncio.to_thread(plainly)

@@ -36,6 +36,8 @@ class Echo(Program):
             raise ValueError("a secret")
         if input.text == "sleep":
             await asyncio.sleep(60)
+        if input.text == "wait":
+            await self.signal("note")
         if input.text == "nap":
             await asyncio.sleep(1.0)
         return self.Output(text=input.text * self.times, length=len(input.text) * self.times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tests.console.shells import Shell
@@ -79,7 +80,7 @@ def test_submit_then_result_by_id_alone_and_by_key(system: Shell) -> None:
 
 
 def test_a_result_that_is_not_there_yet_or_never(system: Shell) -> None:
-    task = system("submit", "echo", "text=nap").out.strip()
+    task = system("submit", "echo", "text=wait").out.strip()
     ran = system("result", task, "--wait", "0", "--json")
     assert (ran.code, ran.json["error"]["code"]) == (1, 202)
     assert system("result", "99999999").code == 1
@@ -120,12 +121,14 @@ def test_a_file_with_a_mistake_submits_nothing(system: Shell) -> None:
     assert system("submit", "echo", "--file", "nowhere.jsonl").code == 2
 
 
-def test_scores_and_signals_are_in_the_task_s_events(system: Shell, task: str) -> None:
+def test_scores_and_signals_are_in_the_task_s_events(system: Shell) -> None:
+    task = str(system("submit", "echo", "text=wait", "--json").json["task"])
     assert system("score", task, "-0.5", "--feedback", "too short").code == 0
     scored = system("score", task, "0.75", "--json").json
     assert (scored["task"], scored["score"], scored["position"] > int(task)) == (task, 0.75, True)
     assert system("signal", task, "approval", "true", "--json").json["value"] is True
     assert system("signal", task, "note", "plain words", "--json").json["value"] == "plain words"
+    assert system("result", task).code == 0
     events = system("events", task, "--json").lines
     assert [
         event["data"].get("outcome", {}).get("score") for event in events if event["type"] == "OutcomeReported"
@@ -174,7 +177,7 @@ def test_cancel_ends_a_task_once(system: Shell, task: str) -> None:
     ran = system("cancel", task)
     assert (ran.code, ran.out) == (1, "")
     assert f"task {task} has ended already: it is completed" in ran.err
-    running = system("submit", "echo", "text=sleep", "--key", "long", "--json").json["task"]
+    running = system("submit", "echo", "text=wait", "--key", "long", "--json").json["task"]
     assert system("cancel", "long", "--program", "echo", "--reason", "no need", "--json").json == {
         "task": running, "state": "cancelled"
     }  # fmt: skip
@@ -183,3 +186,17 @@ def test_cancel_ends_a_task_once(system: Shell, task: str) -> None:
     assert system("cancel", running).code == 1
     assert system("cancel", "long").code == 2
     assert system("cancel", "99999999").code == 1
+
+
+def test_a_signal_to_nobody_is_refused(system: Shell, task: str) -> None:
+    ended = system("signal", task, "go", "1")
+    assert ended.code == 1 and f"task {task} has ended" in ended.err
+    unknown = system("signal", "999999", "go", "1", "--program", "echo")
+    assert unknown.code == 1 and "has no task 999999" in unknown.err
+
+
+def test_an_ask_that_is_not_answered_in_time_names_its_task(system: Shell) -> None:
+    late = system("ask", "echo", "text=nap", "--timeout", "0.4")
+    assert late.code == 1
+    [task] = re.findall(r"dspex result (\d+)", late.err)
+    assert system("result", task).json["output"]["text"] == "napnap"

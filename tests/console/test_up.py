@@ -217,3 +217,29 @@ def test_a_server_that_does_not_answer_is_waited_for_and_ctrl_c_still_ends_it(sh
     started = time.monotonic()
     assert stop(process)[:2] == (0, "")
     assert time.monotonic() - started < 5
+
+
+def test_one_process_says_for_all_that_no_server_answers(shell: Shell) -> None:
+    process = shell.start("up", "echo.py", "--agents", "3", "--nats", "nats://127.0.0.1:1", "--json")
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(1)
+    assert "no NATS server" not in stop(process)[2]
+
+
+def test_a_setup_that_fails_is_told_once(shell: Shell) -> None:
+    failing = PROGRAM + "    def setup(self):\n        raise OSError('no model here')\n"
+    (shell.folder / "failing.py").write_text(failing)
+    done = shell("up", "failing.py", "--agents", "3", "--durability", "process")
+    assert done.code == 1 and done.err.count("no model here") == 1
+
+
+def test_a_drain_says_what_it_waits_for(shell: Shell, up: Up) -> None:
+    slow = PROGRAM.replace("asyncio.sleep(1.0)", "asyncio.sleep(5.0)").replace("timeout = 2.0", "timeout = 20.0")
+    (shell.folder / "echo.py").write_text(slow)
+    process, _ = up("echo.py")
+    waiting = shell.start("ask", "echo", "text=nap")
+    until(lambda: '"submitted"' in shell("tasks", "--json").out)
+    code, _, err = stop(process)
+    stop(waiting)
+    assert code == 0 and "lets 1 task end, for at most" in err

@@ -21,6 +21,7 @@ from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
     AgentStopped,
+    AssignmentProposed,
     EffectRecorded,
     Event,
     Held,
@@ -38,6 +39,7 @@ from dspex.core.events import (
     TaskDuplicate,
     TaskFailed,
     TaskForgotten,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
     TaskSubmitted,
@@ -67,6 +69,14 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
         arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
+    ),
+    TaskForked: st.builds(
+        TaskForked, parent=text, at=number, seed=text, life=number, records=number,
+        waits=st.dictionaries(text, st.none() | seconds, max_size=3),
+    ),
+    AssignmentProposed: st.builds(
+        AssignmentProposed, assignment=text, who=text, why=text,
+        values=st.dictionaries(text, st.none() | st.booleans() | number | seconds | text, max_size=3),
     ),
     TaskSleeping: st.builds(TaskSleeping, key=text, until=st.none() | seconds, signal=text),
     TaskRetried: st.builds(TaskRetried, retry=number, type=text, message=text, until=seconds, clean=st.booleans(), held=maybe),

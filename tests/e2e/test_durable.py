@@ -163,6 +163,8 @@ async def test_code_that_changed_under_a_running_task_ends_it_loudly(
             await tell(plain, "moving", task, "go", 1)
             reply = await plain.final("moving", task)
             assert reply.code == 500 and reply.error["type"] == "Diverged"
+            claims = [it["data"]["code"] for it in (await plain.story()).all_of("TaskClaimed")]
+            assert len(set(claims)) == 2 and f"from code {claims[0]} to {claims[1]}" in reply.error["message"]
 
 
 # -- one system for what follows

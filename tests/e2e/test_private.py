@@ -11,6 +11,7 @@ import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from dspex.bus.objects import NatsKeys
 from dspex.bus.server import Server
 from dspex.compose.caller import Caller
 from dspex.compose.export import export
+from dspex.compose.forks import afork
 from dspex.compose.story import BusSource, stories, story_of
 from dspex.core.subjects import Subjects
 from dspex.store.verify import verify
@@ -285,3 +287,49 @@ async def test_a_body_that_only_says_it_is_sealed_fails(systems: Launch, tmp_pat
         # A field that looks like one of ours is only a value.
         looks = body(tmp_path / "book", name='{"held": {"blob": "00"}}')
         assert b'{\\"held\\"' in (await caller.ask("vetting", looks))[0]
+
+
+async def test_a_fork_shares_what_is_sealed_and_what_is_forgotten(systems: Launch, tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    system = systems((f"{HERE}:Vetting", 1)).start()
+    async with await Caller.connect(system.url) as caller:
+        parent = await stored(caller, "vetting", body(book))
+        due = await caller.result("vetting", parent)
+        await erased(caller, parent)
+        made = await afork(parent, at=3, url=system.url, wait=30)
+        assert made.output == json.loads(due)
+        lines = book.read_text().split()
+        assert (lines.count("look_up"), lines.count("judge")) == (1, 2), "what is shared is not done again"
+        assert (await (await Replay.aof(made.task, Vetting, url=system.url)).areport()).same is True
+        await archived(caller)
+        await caller.forget(parent)
+        report = await (await Replay.aof(made.task, Vetting, url=system.url)).areport()
+        assert f"what task {made.task} held was forgotten" in report.why
+        with pytest.raises(InvalidInput, match=f"what task {parent} held was forgotten"):
+            await afork(parent, url=system.url)
+    system.stop()
+    assert found_in(system.data, WORD) == []
+
+
+async def test_agents_killed_at_random_leave_nothing_in_the_open(systems: Launch, tmp_path: Path) -> None:
+    book, random = tmp_path / "book", Random(7)
+    system = systems((f"{HERE}:Vetting", 3)).start()
+    async with await Caller.connect(system.url) as caller:
+        tasks = [await stored(caller, "vetting", body(book, seconds=random.random() / 20)) for _ in range(40)]
+        for _ in range(5):
+            await asyncio.sleep(random.random() / 2)
+            for pid in system.below_supervisor()[2:4]:
+                os.kill(pid, signal.SIGKILL)
+        for task in tasks:
+            assert b"SECRET-record" in await caller.result("vetting", task)
+        for task in tasks:
+            await erased(caller, task)
+        await archived(caller)
+        wanted = json.dumps({"against_log": True}).encode()
+        reply = await caller.client.request("dspex.archive.verify", wanted, timeout=30)
+        assert json.loads(reply.data)["report"]["faults"] == []
+        for task in tasks:
+            types = [event["type"] async for event in caller.events(task=task)]
+            assert (types.count("InputSealed"), types.count("TaskCompleted")) == (1, 1)
+    system.stop()
+    assert found_in(system.data, WORD) == []

@@ -1,0 +1,69 @@
+"""The beginning of a fork: what it shares with its parent is copied into its own log, before its program runs.
+
+After that the fork needs its parent for nothing: it is resumed, replayed, exported and forgotten by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from dspex.agents.reader import kept_submission
+from dspex.agents.results import forgotten
+from dspex.agents.run import Run
+from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
+from dspex.core.codec import decode_commit
+from dspex.core.errors import NotFound
+from dspex.core.events import EffectRecorded, Payload, TaskForked
+from dspex.core.fork import Shared, shared
+from dspex.core.history import remembered
+from dspex.core.ports import Conflict, Log
+from dspex.core.subjects import Subjects, aggregate
+
+__all__ = ["begin_fork"]
+
+
+async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> None:
+    """See to it that the log has all that the task shares with its parent, and the run remembers it. An attempt that
+    died over it is gone on with. Raises NotFound, InvalidInput, Superseded, LogError."""
+    has_begun = any(isinstance(event.data, TaskForked) for event in run.history)
+    if has_begun and not remembered(run.history).missing:
+        return
+    part = await _shared(run, parent, at, log, subjects)
+    history = list(run.history)
+    todo: list[tuple[Payload, str]] = [] if has_begun else [(part.forked, f"task.{run.program}.{parent}/{at}")]
+    if not run.claimed:
+        todo.append((run.claim(), run.id))
+    copied = sum(isinstance(event.data, EffectRecorded) for event in history)
+    todo += [(event.data, event.id) for event in part.records[copied:]]
+    while todo:
+        batch, todo = _first(todo)
+        plain = run.events([payload for payload, _ in batch])
+        # What an event was copied from is what caused it.
+        events = [replace(event, causation=cause) for event, (_, cause) in zip(plain, batch, strict=True)]
+        result = await log.append(run.aggregate, events, run.head)
+        if isinstance(result, Conflict):
+            raise Superseded(f"task {run.id} was taken over by another attempt")
+        run.head, run.claimed = result.head, True
+        history += events
+    run.history = history
+
+
+async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
+    if entry is None and int(parent) <= await log.head():
+        raise forgotten(run.program, parent)
+    if entry is None or subjects.door_of(entry.subject) != ("task", run.program):
+        raise NotFound(f"{run.program} has no task {parent} to fork")
+    entries = await log.read(aggregate("task", run.program, parent))
+    return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at)
+
+
+def _first(todo: Sequence[tuple[Payload, str]]) -> tuple[list[tuple[Payload, str]], list[tuple[Payload, str]]]:
+    """What goes into the next commit, and the rest."""
+    size = count = 0
+    while count < len(todo) and (not count or size + size_of(todo[count][0]) <= MAX_COMMIT):
+        size += size_of(todo[count][0])
+        count += 1
+    return list(todo[:count]), list(todo[count:])
