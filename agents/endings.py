@@ -31,6 +31,8 @@ ENVELOPE = 4096
 """Bytes kept free beside an output for the rest of its commit."""
 DUPLICATE_WAIT = 60.0
 """Seconds that a duplicate's caller waits for the original's answer."""
+ERASE_AGAIN = 10.0
+"""Seconds until a message that could not be erased is tried again."""
 TIMER_SLACK = 0.1
 """Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 
@@ -95,6 +97,7 @@ class Endings:
             await erase_message(self.client, self._subjects.stream, int(run.id))
         except (LogError, ConnectionFailed, TimeoutError) as error:
             logger.warning("the input of task %s is to be erased, and that will be tried again: %s", run.id, error)
+            self.client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (ERASE_AGAIN * 1e9))
         else:
             self.client.acknowledge(run.delivery.message, ACK)
 

@@ -28,10 +28,13 @@ CHUNK = 128 << 10
 """Bytes of an object in one message."""
 IN_FLIGHT = 32
 """Messages of one object under way."""
-TRIES = 5
-GONE = {10037, 10043, 10057, 10059}
+TRIES = 8
+"""Tries of one operation, 4.5 s in all when nobody answers."""
+NO_STREAM = 10059
+GONE = {10037, 10043, 10057, NO_STREAM}
 """JetStream's words for a message or stream that is not there."""
-WRONG_LAST = 10071
+UNPROVEN = {10071, 10158, 10164}
+"""Wrong last sequence, or another append under way in the cluster: read, then decide."""
 
 
 class NatsObjects:
@@ -52,7 +55,7 @@ class NatsObjects:
                 return name
             except (ConnectionFailed, TimeoutError) as error:
                 why = str(error) or "no answer"
-                await asyncio.sleep(0.1 * 2**attempt)
+                await _pause(attempt)
         raise LogError(f"the object store did not take {name}: {why}")
 
     async def get(self, name: str) -> bytes | None:
@@ -130,7 +133,7 @@ class NatsObjects:
 
     async def _send_first(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         reply = await self._connection.call(subject, body, headers=headers)
-        if reply.status == 503:
+        if reply.status == 503:  # nobody has made it yet, or it has no leader just now
             await ensure_stream(self._connection, _bucket(self.bucket, self._replicas))
             reply = await self._connection.call(subject, body, headers=headers)
         _stored(reply)
@@ -228,24 +231,29 @@ class NatsKeys:
                 reply = await self._connection.call(subject, body, headers={EXPECTED: str(last)})
                 if reply.status == 503:
                     await ensure_stream(self._connection, _key_stream(self._subjects, self._replicas))
+                    await _pause(attempt - 1)
                     continue
                 answer = msgspec.json.decode(reply.data)
                 if "error" not in answer:
                     return True
-                if answer["error"].get("err_code") != WRONG_LAST:
-                    raise LogError(f"the keys' stream refused {name}: {answer['error'].get('description', '')}")
+                error = answer["error"]
+                if error.get("err_code") not in UNPROVEN and error.get("code") != 503:
+                    raise LogError(f"the keys' stream refused {name}: {error.get('description', '')}")
                 newest = await self._newest(name)  # it may be ours, sent before a reply was lost
-                return newest is not None and newest["body"] == body
+                if newest is not None and newest["seq"] != last:
+                    return bool(newest["body"] == body)
+                await _pause(attempt)
             except (ConnectionFailed, TimeoutError):
-                await asyncio.sleep(0.1 * 2**attempt)
+                await _pause(attempt)
         raise LogError(f"the keys' stream did not take {name}")
 
 
 async def erase_message(connection: Connection, stream: str, position: int) -> None:
-    """Take a message out of a stream and overwrite its bytes on disk. One that is gone already is fine."""
+    """Take a message out of a stream and overwrite its bytes on disk. One that is gone already is fine; a stream that
+    is not there is a LogError, for then the message is somewhere else."""
     answer = await jetstream_api(connection, f"STREAM.MSG.DELETE.{stream}", {"seq": position})
     error = answer.get("error")
-    if error and error.get("err_code") not in GONE:
+    if error and error.get("err_code") not in GONE - {NO_STREAM}:
         raise LogError(f"JetStream did not erase position {position}: {error.get('description', 'no reason given')}")
 
 
@@ -269,10 +277,19 @@ def _key_stream(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+async def _pause(attempt: int) -> None:
+    await asyncio.sleep(min(0.1 * 2**attempt, 1.0) if attempt >= 0 else 0.0)
+
+
 def _stored(reply: Message) -> None:
-    answer = msgspec.json.decode(reply.data) if reply.data else {"error": {"description": "no stream"}}
-    if "error" in answer:
-        raise LogError(f"the object store refused a value: {answer['error'].get('description', 'no reason given')}")
+    """Raises TimeoutError for what may pass with time, LogError for what does not."""
+    if reply.status == 503:
+        raise TimeoutError("the object store has no leader")
+    error = msgspec.json.decode(reply.data).get("error")
+    if error and error.get("code") == 503:
+        raise TimeoutError(error.get("description"))
+    if error:
+        raise LogError(f"the object store refused a value: {error.get('description', 'no reason given')}")
 
 
 async def _message(connection: Connection, stream: str, what: Mapping[str, object]) -> dict[str, Any] | None:
@@ -294,7 +311,7 @@ async def _message(connection: Connection, stream: str, what: Mapping[str, objec
             why = problem.get("description", "no reason given")
             if problem.get("code") != 503:
                 raise LogError(f"JetStream refused to read {stream}: {why}")
-        await asyncio.sleep(0.1 * 2**attempt)
+        await _pause(attempt)
     raise LogError(f"{stream} cannot be read: {why}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from tests.contracts.aside_contract import KeysContract, ObjectsContract
 
 from dspex.bus.client import Client
-from dspex.bus.objects import NatsKeys, NatsObjects
+from dspex.bus.objects import NatsKeys, NatsObjects, erase_message
 from dspex.bus.server import Server
+from dspex.bus.streams import ensure_log
+from dspex.core.errors import LogError
 from dspex.core.subjects import Subjects
 
 _numbers = itertools.count(1)
@@ -73,8 +76,6 @@ async def test_what_is_forgotten_is_overwritten_on_disk(place: Place, shared_ser
     key = b"the-key-that-must-not-remain-!!!"
     await keys.create("secret", key)
     name = await store.put(b"what-must-not-remain" * 10_000)
-    import base64
-
     marks = [base64.b64encode(key), b"what-must-not-remain"]
     await keys.create("other")  # so that the block is written
     assert all(_found(shared_server.data, mark) for mark in marks)
@@ -85,3 +86,16 @@ async def test_what_is_forgotten_is_overwritten_on_disk(place: Place, shared_ser
 
 def _found(folder: Path, mark: bytes) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file() and mark in path.read_bytes()]
+
+
+async def test_a_message_is_erased_and_a_stream_that_is_not_there_is_said(place: Place, shared_server: Server) -> None:
+    stream = place.subjects.stream
+    await ensure_log(place.client, place.subjects, ["p"])
+    reply = await place.client.request(f"{place.subjects.prefix}.task.p", b"words-that-must-not-remain")
+    assert b'"seq":1' in reply.data.replace(b" ", b"")
+    assert _found(shared_server.data, b"words-that-must-not-remain")
+    await erase_message(place.client, stream, 1)
+    await erase_message(place.client, stream, 1)
+    assert not _found(shared_server.data, b"words-that-must-not-remain")
+    with pytest.raises(LogError, match="did not erase position 1"):
+        await erase_message(place.client, "NO_SUCH_STREAM", 1)
