@@ -18,6 +18,7 @@ from dspex.agents.doors import Doors
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.process import GRACE, live
+from dspex.agents.registered import Registered
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
@@ -28,9 +29,9 @@ from dspex.core import headers as h
 from dspex.core.effects import branching
 from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
+from dspex.core.ports import Log
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects, aggregate
-from dspex.store.jetstream import JetStreamLog
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
 
@@ -113,11 +114,10 @@ class _Agent:
             await preparing
         except Exception as error:
             return self._unprepared(error)
-        log = JetStreamLog(client, subjects, place["epoch"])
+        log = place.log(client, subjects)
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
-            subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE),
-            restored=int(place.get("restored", 0)), since=float(place.get("since", 0)),
+            subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
             master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
@@ -155,7 +155,7 @@ class _Agent:
         self.link.send({"refused": sentence})
         return EXIT_REFUSED
 
-    async def _register(self, client: Client) -> dict[str, str] | None:
+    async def _register(self, client: Client) -> Registered | None:
         """Make the program known; return where its tasks come from, or None when it was refused or we are to stop."""
         body = msgspec.json.encode(
             {"registration": registration(self.spec.program, self.spec.app), "replace": self.spec.replace}
@@ -179,7 +179,7 @@ class _Agent:
                 self.status = EXIT_REFUSED
                 return None
             if code is None:
-                return msgspec.json.decode(reply.data, type=dict[str, str])
+                return msgspec.json.decode(reply.data, type=Registered)
             logger.warning("%s could not be registered: %s", self.spec.name, reply.headers.get(h.ERROR, ""))
             await asyncio.sleep(0.5)
         return None
@@ -195,7 +195,7 @@ class _Agent:
         if not self.stopping.is_set() and await self._register(self.client) is None:
             self.stop("another program has this name now", self.status)
 
-    async def _record(self, log: JetStreamLog, event: AgentStarted | AgentStopped) -> None:
+    async def _record(self, log: Log, event: AgentStarted | AgentStopped) -> None:
         if self.client is None or not self.client.connected:
             return
         try:

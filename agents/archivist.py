@@ -21,6 +21,8 @@ from dspex.agents.beside import Beside
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
 from dspex.agents.forgetting import Forgetter
+from dspex.agents.grounds import GuestGround
+from dspex.agents.guards import can_erase
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.overdue import Overdue
@@ -45,6 +47,7 @@ from dspex.store.archive import MAX_GROUP, Archive, set_aside
 from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import Mended, examine
+from dspex.store.served import ServedLog
 from dspex.store.verify import Report
 
 __all__ = ["ARCHIVE", "ArchivistSpec", "archivist_main", "known_log"]
@@ -66,7 +69,8 @@ LOOK = 1.0
 
 @dataclass(frozen=True)
 class ArchivistSpec:
-    """What an archivist is to be. `file` is the archive; nobody else opens it for writing."""
+    """What an archivist is to be. `file` is the archive; nobody else opens it for writing. `served`: a log process owns
+    the log; `is_log`: and `file` is that log, so that there are only views to keep."""
 
     name: str
     url: str
@@ -77,6 +81,8 @@ class ArchivistSpec:
     bounds: Bounds = field(default_factory=Bounds)
     master: str = ""
     known: streams.Known | None = None
+    served: bool = False
+    is_log: bool = False
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -125,12 +131,11 @@ class _Archivist:
         client.on_reconnect.append(self.back.set)  # a server that was away may have lost something
         self.link.send({"state": "serving"})
         try:
-            epoch = await streams.ensure_log(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
+            log = await self._log(client)
         except LogCorrupt as error:
             self.link.send({"refused": str(error)})
             return EXIT_REFUSED
         await streams.ensure_stream(client, streams.lease_stream(self.subjects, self.spec.replicas))
-        log = JetStreamLog(client, self.subjects, epoch)
         service = Service(
             client, name=f"{self.spec.prefix}-archivist", id=self.spec.name, version=VERSION,
             description="keeps the archive of the log", data=self._stats,
@@ -143,7 +148,15 @@ class _Archivist:
             service.stop()
         return self.status
 
-    async def _lead(self, client: Client, service: Service, log: JetStreamLog) -> None:
+    async def _log(self, client: Client) -> JetStreamLog | ServedLog:
+        """The log, in JetStream or with a log process, which may be about to begin."""
+        spec, subjects = self.spec, self.subjects
+        if spec.served or await streams.has_stream(client, subjects.queue_stream):
+            return (await GuestGround.stand(client, subjects)).log
+        epoch = await streams.ensure_log(client, subjects, replicas=spec.replicas, known=spec.known)
+        return JetStreamLog(client, subjects, epoch)
+
+    async def _lead(self, client: Client, service: Service, log: Log) -> None:
         """Hold the lease, and archive until it is lost."""
         lease = Lease(client, self.subjects, "archivist", self.spec.name)
         await lease.acquire()
@@ -176,7 +189,7 @@ class _Archivist:
 
     async def _archive(self, client: Client, log: Log) -> None:
         """Follow the log; when that cannot be, say why and try again, and between tries do what is asked."""
-        aside = await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
+        aside = None if self.spec.is_log else await asyncio.to_thread(set_aside, self.spec.file, log.epoch)
         if aside:
             logger.warning("%s was the archive of another log; it is kept as %s", self.spec.file, aside.name)
         while True:
@@ -196,19 +209,21 @@ class _Archivist:
         """Archive until the log or the file gives trouble; then wait a little."""
         archive: Archive | None = None
         try:
-            archive = self.archive = await Archive.open(self.spec.file, epoch=log.epoch, subjects=self.subjects)
-            forgetting = Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot)
+            is_log = self.spec.is_log
+            archive = self.archive = await Archive.open(
+                self.spec.file, epoch=log.epoch, subjects=self.subjects, readonly=is_log
+            )
             self.back.clear()
             await archive.check(log)
             self.trouble = ""
             self.beside = Beside(client, self.subjects, log, archive)
-            working = [
-                asyncio.create_task(work)
-                for work in (
-                    archive.follow(log, self._rest), self.projecting.go_on(archive), forgetting.go_on(),
-                    self.beside.go_on(), self.back.wait(),
-                )
-            ]  # fmt: skip
+            work = [
+                self.projecting.go_on(archive), self.beside.go_on(),
+                archive.watch() if is_log else archive.follow(log, self._rest),
+            ]
+            if can_erase(log):
+                work.append(Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot).go_on())
+            working = [asyncio.create_task(each) for each in (*work, self._until_back())]
             try:
                 done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -220,7 +235,7 @@ class _Archivist:
                     task.cancel()
                 await asyncio.gather(*working, return_exceptions=True)
         except asyncio.CancelledError:
-            if self.stopping.is_set() and archive is not None and not self.trouble:
+            if self.stopping.is_set() and archive is not None and not self.trouble and not self.spec.is_log:
                 await self._last_group(archive, log)
             raise
         except LogError as error:
@@ -248,10 +263,13 @@ class _Archivist:
     def _rest(self, cost: float) -> float:
         return self.pace.rest(cost, SHARE)
 
+    async def _until_back(self) -> None:
+        await self.back.wait()
+
     def _forgot(self, count: int) -> None:
         self.forgotten += count
 
-    async def _look(self, log: JetStreamLog) -> None:
+    async def _look(self, log: Log) -> None:
         while True:
             try:
                 self.head = await log.head()
@@ -282,7 +300,7 @@ class _Archivist:
     ) -> None:
         """Verify, while nobody writes; and mend, if that is wanted and needed."""
         try:
-            restored = await streams.restored_to(client, self.subjects)
+            restored = await streams.restored_to(client, self.subjects) if can_erase(log) else 0
             report, mended = await examine(
                 self.spec.file, log, mend=wanted.repair, against_log=wanted.against_log, restored=restored
             )

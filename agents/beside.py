@@ -13,6 +13,7 @@ import time
 
 from msgspec import Struct
 
+from dspex.agents.guards import can_erase
 from dspex.agents.vault import held_of, task_key
 from dspex.bus.client import Client
 from dspex.bus.objects import NatsKeys, NatsObjects, erase_message
@@ -41,7 +42,7 @@ PAGE = 500
 SWEPT = 200
 """Objects of which is asked at one sweep whether the log still has what names them."""
 NOTE = "kept"
-"""Under this name the archive has the position up to which it was walked over."""
+"""Under this name and a log's epoch the names' file has the position up to which its rows were walked over."""
 
 
 class Gone(Struct, frozen=True):
@@ -87,12 +88,15 @@ class Beside:
         """Copy what is new, and forget what is to be forgotten."""
         async with self._one:
             await self._copy_keys()
-            after = int(await self._archive.noted(NOTE) or 0)
+            after = await self._walked()
             while entries := await self._archive.scan(after, PAGE):
                 for entry in entries:
                     await self._look_at(entry)
                 after = entries[-1].position
-                await self._archive.note(NOTE, str(after))
+                await self.names.note(f"{NOTE}.{self._log.epoch}", after)
+
+    async def _walked(self) -> int:
+        return await self.names.noted(f"{NOTE}.{self._log.epoch}")
 
     async def _copy_keys(self) -> None:
         while changes := await self._keys.changes(self._copied, PAGE):
@@ -154,7 +158,8 @@ class Beside:
         last = await self._log.last(aggregate("task", program, task))
         ended = last is None or fold(decode_commit(last.body, last.position)).ended
         # One that has not ended must still be delivered again; whoever ends it erases it.
-        if ended and stored is not None and stored.subject == door and not h.sealed(stored.headers):
+        exposed = stored is not None and stored.subject == door and not h.sealed(stored.headers)
+        if exposed and ended and can_erase(self._log):
             await erase_message(self._client, self._subjects.stream, int(task))
         keys = 0
         for name in names:
@@ -179,7 +184,7 @@ class Beside:
         """Remove objects that nothing names from the object store; how many. What the log has forgotten and the archive
         keeps goes there, too: the copy beside the archive stays."""
         now, head = time.time(), await self._log.head()
-        walked = int(await self._archive.noted(NOTE) or 0)
+        walked = await self._walked()
         seen, when = self._seen
         if not when or walked >= seen:
             self._seen = (head, now)

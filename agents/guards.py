@@ -9,15 +9,23 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, Unavailable
+from dspex.core.ports import Log
 from dspex.core.sealing import Guard, guard_of
 from dspex.core.subjects import Subjects, valid_token
+from dspex.store.jetstream import JetStreamLog
 
-__all__ = ["Guards"]
+__all__ = ["Guards", "can_erase"]
 
 PATIENCE = 5.0
 """Seconds to wait for somebody who reads the log."""
 MAX_KNOWN = 1000
 """Programs whose guards are remembered."""
+
+
+def can_erase(log: Log) -> bool:
+    """Whether a message can be taken out of a log. A file with a chain of checksums keeps every row; its process seals
+    what is private before it writes it."""
+    return isinstance(getattr(log, "beneath", log), JetStreamLog)
 
 
 class Guards:

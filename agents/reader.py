@@ -51,13 +51,16 @@ class _Mentions(msgspec.Struct):
 class Reader:
     """Answers the log's doors."""
 
-    def __init__(self, client: Client, log: Log, subjects: Subjects, service: Service) -> None:
-        self._client, self._log, self._subjects = client, log, subjects
+    def __init__(
+        self, client: Client, log: Log, subjects: Subjects, service: Service, kind: str = "jetstream"
+    ) -> None:
+        self._client, self._log, self._subjects, self._kind = client, log, subjects, kind
         for verb, handler in (("read", self.read), ("tail", self.tail), ("head", self.head)):
             service.serve(Endpoint(f"log-{verb}", subjects.log(verb), handler))
 
     async def head(self, request: Request) -> None:
-        request.respond(msgspec.json.encode({"epoch": self._log.epoch, "head": await self._log.head()}))
+        said = {"epoch": self._log.epoch, "head": await self._log.head(), "log": self._kind}
+        request.respond(msgspec.json.encode(said))
 
     async def read(self, request: Request) -> None:
         request.respond(await self._page(_query(request.data)))

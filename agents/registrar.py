@@ -11,26 +11,28 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import uvloop
 
+from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
-from dspex.agents.reader import Reader
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
-from dspex.core.errors import Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
+from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects, aggregate, valid_token
-from dspex.store.jetstream import JetStreamLog
+from dspex.store.backends import JETSTREAM
 
 __all__ = ["RegistrarSpec", "registrar_main"]
 
@@ -43,7 +45,8 @@ MAX_WAITING = 1000
 @dataclass(frozen=True)
 class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
-    the log that must be there."""
+    the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
+    `alone`: nobody else has a log on this server. `master` refers to the master key of private values."""
 
     name: str
     url: str
@@ -51,6 +54,16 @@ class RegistrarSpec:
     credentials: str | None = None
     replicas: int = 3
     known: streams.Known | None = None
+    log: str = JETSTREAM
+    folder: Path = Path()
+    durability: Literal["power", "process"] = "power"
+    alone: bool = False
+    master: str = ""
+
+    @property
+    def role(self) -> str:
+        """What it is called among the processes."""
+        return "registrar" if self.log == JETSTREAM else "log"
 
 
 class _Registration(msgspec.Struct):
@@ -70,7 +83,6 @@ class _Registrar:
         self.source = f"/registrar/{spec.name}"
         self.stopping = asyncio.Event()
         self.status = 0
-        self.restored = 0
         self.processes: list[dict[str, Any]] = []
         self.notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
         self.noticed = 0
@@ -85,33 +97,49 @@ class _Registrar:
         )  # fmt: skip
 
     async def _serve(self, client: Client) -> int:
-        subjects = self.subjects
         try:
-            epoch = await streams.ensure_log(client, subjects, replicas=self.spec.replicas, known=self.spec.known)
-        except LogCorrupt as error:
+            return await self._serve_log(client)
+        except (ConfigurationError, LogCorrupt) as error:  # it will not get better by itself
             self.link.send({"refused": str(error)})
             return EXIT_REFUSED
-        self.restored = await streams.restored_to(client, subjects)
-        await streams.ensure_stream(client, streams.lease_stream(subjects, self.spec.replicas))
-        await streams.ensure_stream(client, streams.timer_stream(subjects, self.spec.replicas))
-        log = self.log = JetStreamLog(client, subjects, epoch)
+
+    async def _serve_log(self, client: Client) -> int:
+        self.ground = await self._stand(client)
+        self.log = self.ground.log
         service = Service(
             client, name=f"{self.spec.prefix}-registrar", id=self.spec.name, version=VERSION,
             description="opens doors for programs and reads the log", data=self._stats,
             metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
         )  # fmt: skip
-        Reader(client, log, subjects, service)
+        self.ground.read(service)
         service.announce()
-        await work_until(self.stopping, self._lead(client, service), self._speak())
-        service.stop()
+        try:
+            await work_until(self.stopping, self._lead(client, service), self._speak())
+        finally:
+            service.stop()
+            await self.ground.close()
         return self.status
+
+    async def _stand(self, client: Client) -> Ground:
+        spec = self.spec
+        if spec.log == JETSTREAM:
+            if await streams.has_stream(client, self.subjects.queue_stream):
+                return await GuestGround.stand(client, self.subjects)
+            return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known)
+        return await OwnGround.stand(
+            client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
+            replicas=spec.replicas, anew=spec.alone, master=master_from(spec.master),
+        )  # fmt: skip
 
     # -- the registry
 
     async def _lead(self, client: Client, service: Service) -> None:
         """Hold the lease, bring the doors to what is registered, then take registrations until the lease is lost."""
         lease = Lease(client, self.subjects, "registrar", self.spec.name)
-        self.link.send({"state": "serving"})  # reading the log and waiting for the lease is a service too
+        if self.ground.guest:
+            self.link.send({"state": "serving"})
+            await self.ground.work()
+        self.link.send({"state": "serving"})  # waiting for the lease is a service too
         await lease.acquire()
         try:
             await self._lead_under(lease, client, service)
@@ -119,16 +147,18 @@ class _Registrar:
             await lease.release()
 
     async def _lead_under(self, lease: Lease, client: Client, service: Service) -> None:
+        await self.ground.lead(service)
         await self._recall()
-        await self._open_doors(client, list(self.programs))
+        await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
-        started = AgentStarted(pid=os.getpid(), role="registrar", restarts=self.life.restarts)
-        await record(self.log, aggregate("agent", "registrar", self.spec.name), [started], source=self.source)
-        registering = asyncio.create_task(self._register_all(client))
-        keeping = asyncio.create_task(lease.keep())
-        done, pending = await asyncio.wait([registering, keeping], return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
+        started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
+        await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
+        working = [asyncio.create_task(work) for work in (self._register_all(), lease.keep(), self.ground.work())]
+        try:
+            done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in working:
+                task.cancel()
         for task in done:
             task.result()
         logger.warning("%s cannot show that it still leads, and begins anew", self.spec.name)
@@ -155,7 +185,7 @@ class _Registrar:
         except asyncio.QueueFull:
             raise Unavailable(f"{MAX_WAITING:,} registrations wait already; try again") from None
 
-    async def _register_all(self, client: Client) -> None:
+    async def _register_all(self) -> None:
         """Take what waits, all at once: forty programs that start together cost one change of the stream."""
         while True:
             batch = [await self.waiting.get()]
@@ -175,7 +205,7 @@ class _Registrar:
             try:
                 if accepted:  # also for those known before: somebody may have deleted a consumer
                     names = sorted({wanted.registration.program for wanted, _ in accepted})
-                    made = await self._open_doors(client, names)
+                    made = await self.ground.open_doors(list(self.programs), names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again
@@ -183,11 +213,8 @@ class _Registrar:
                     request.fail(Unavailable(str(error)))
                 continue
             for wanted, request in accepted:
-                place = {
-                    "stream": self.subjects.stream, "epoch": self.log.epoch,
-                    "consumer": streams.consumer_name(wanted.registration.program),
-                    "restored": str(self.restored), "since": str(made[wanted.registration.program]),
-                }  # fmt: skip
+                name = wanted.registration.program
+                place = self.ground.registered(name, made[name])
                 request.respond(msgspec.json.encode(place))
 
     async def _accept(self, wanted: _Registration) -> bool:
@@ -208,16 +235,6 @@ class _Registrar:
             raise LogError(f"{program.program} was registered by somebody else at the same time; try again")
         self.programs[program.program] = program
         return True
-
-    async def _open_doors(self, client: Client, programs: list[str]) -> dict[str, float]:
-        """Bring doors and consumers to what is registered; when the consumers of tasks were made."""
-        await streams.set_doors(client, self.subjects, self.programs)
-        made: list[float] = []
-        for start in range(0, len(programs), 64):
-            made += await asyncio.gather(
-                *(streams.ensure_consumers(client, self.subjects, name) for name in programs[start : start + 64])
-            )
-        return dict(zip(programs, made, strict=True))
 
     # -- the supervisor's voice
 

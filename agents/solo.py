@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from dspex.agents.registered import Registered
 from dspex.agents.waiting import Given
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
@@ -47,10 +48,12 @@ class _Room:
 
 
 async def work_alone(
-    task: str, program: Program, *, code: str, client: Client, log: Log, subjects: Subjects, again: bool = False
-) -> TaskState:
+    task: str, program: Program, *, code: str, client: Client, place: Registered, subjects: Subjects,
+    again: bool = False,
+) -> TaskState:  # fmt: skip
     """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died. Raises
     NotFound, LogError, ConnectionFailed, and whatever `setup` raises."""
+    log = place.log(client, subjects)
     entry = await log.entry(int(task))
     if entry is None or subjects.door_of(entry.subject) != ("task", program.name):
         raise NotFound(f"{program.name} has no task {task}")
@@ -58,7 +61,7 @@ async def work_alone(
     agent = f"{program.name}-fork-{secrets.token_hex(3)}"
     worker = Worker(
         program, agent=agent, code=code, client=client, log=log, subjects=subjects,
-        on_worn=lambda why: logger.warning(why),
+        on_worn=lambda why: logger.warning(why), place=place,
     )  # fmt: skip
     worker.keep_time()
     _number_branches(1)
@@ -74,6 +77,8 @@ async def work_alone(
                 ready = again or _is_free(worker, state, events)
                 if ready and not await _sleeps_on(worker, task, state, events):
                     again = False
+                    # The agents look after it from here on: a task that slept has no delivery but its wakes.
+                    await worker.waiting.wake(task)
                     await _attempt(worker, entry, 2)
             except LogError as error:
                 logger.warning("task %s: %s It will be tried again.", task, error)

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from dspex.core import headers as h
-from dspex.core.codec import sealed_body
+from dspex.core.codec import NOT_JSON, sealed_body
 from dspex.core.errors import ConfigurationError, Forgotten, LogCorrupt, NotFound
 from dspex.core.events import Event, Held, InputSealed, Payload
 from dspex.core.ports import Entry, Keys, Objects
@@ -40,7 +40,8 @@ from dspex.core.sealing import (
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "Key", "Sealer", "Vault", "held_of", "kept_input", "master_from", "sealed_input", "submission_of", "task_key",
+    "Key", "Sealer", "Vault", "held_of", "kept_input", "master_from", "sealed_input", "sealed_signal", "submission_of",
+    "task_key",
 ]  # fmt: skip
 
 MIN_MASTER = 32
@@ -211,6 +212,17 @@ def sealed_input(key: Key, program: str, body: bytes, guard: Guard, what: str = 
     sealed = base64.b64encode(seal(key.key, body, f"{program}/{what}")).decode()
     shown = Raw(b"null") if guard.secret or what != "input" else open_part(body, guard.input)
     return shown, Held(key=key.name, sealed=sealed)
+
+
+def sealed_signal(key: Key, program: str, body: bytes) -> bytes:
+    """A signal's body, sealed; whose it is and what it is called can be seen, so that it finds its task."""
+    try:
+        value = msgspec.json.decode(body)
+    except NOT_JSON:
+        value = None
+    shown = {name: value[name] for name in ("task", "name") if name in value} if isinstance(value, dict) else {}
+    _, held = sealed_input(key, program, body, Guard(), "signal")
+    return msgspec.json.encode({**shown, "open": None, "sealed": held.sealed})
 
 
 def kept_input(

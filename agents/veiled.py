@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import msgspec
 
 from dspex.agents.reader import kept_submission
-from dspex.agents.vault import Key, Vault, sealed_input, submission_of, task_key
+from dspex.agents.vault import Key, Vault, sealed_input, sealed_signal, submission_of, task_key
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, sealed_body
 from dspex.core.errors import Forgotten, LogCorrupt
@@ -21,7 +21,7 @@ from dspex.core.ports import Appended, Conflict, Entry, Log
 from dspex.core.sealing import Guard, guard_of
 from dspex.core.subjects import Subjects
 
-__all__ = ["VeiledLog"]
+__all__ = ["VeiledLog", "guard_in", "task_in"]
 
 MAX_HOLES = 100
 """Positions without a message that are looked up one by one; where more are missing, retention took them."""
@@ -33,33 +33,33 @@ class VeiledLog:
     """The `Log` port over another log, with what is private of door messages sealed."""
 
     def __init__(self, log: Log, subjects: Subjects, vault: Vault) -> None:
-        self._log, self._subjects, self._vault = log, subjects, vault
+        self.beneath, self._subjects, self._vault = log, subjects, vault
         self._guards: dict[str, Guard] = {}
 
     @property
     def epoch(self) -> str:
-        return self._log.epoch
+        return self.beneath.epoch
 
     async def append(self, aggregate: str, events: Sequence[Event], expected: Head) -> Appended | Conflict:
-        return await self._log.append(aggregate, events, expected)
+        return await self.beneath.append(aggregate, events, expected)
 
     async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
-        return await self._log.store(subject, body, headers)
+        return await self.beneath.store(subject, body, headers)
 
     async def read(self, aggregate: str) -> list[Entry]:
-        return await self._log.read(aggregate)
+        return await self.beneath.read(aggregate)
 
     async def last(self, aggregate: str) -> Entry | None:
-        return await self._log.last(aggregate)
+        return await self.beneath.last(aggregate)
 
     async def entry(self, position: int) -> Entry | None:
-        found = await self._log.entry(position)
+        found = await self.beneath.entry(position)
         if found is None:
-            return await kept_submission(self._log, self._subjects, str(position)) if position > 0 else None
+            return await kept_submission(self.beneath, self._subjects, str(position)) if position > 0 else None
         return await self._veiled(found)
 
     async def scan(self, after: int, limit: int = 1000, subject: str | None = None) -> list[Entry]:
-        found = await self._log.scan(after, limit, subject)
+        found = await self.beneath.scan(after, limit, subject)
         if subject is None and found:
             found = await self._filled(after, found)
         plain = self._subjects.event("")
@@ -72,16 +72,16 @@ class VeiledLog:
         return [entry for entry in veiled if entry is not None]
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncIterator[Entry]:
-        async for entry in self._log.tail(after, subject):
+        async for entry in self.beneath.tail(after, subject):
             veiled = await self._veiled(entry)
             if veiled is not None:
                 yield veiled
 
     async def head(self) -> int:
-        return await self._log.head()
+        return await self.beneath.head()
 
     async def close(self) -> None:
-        await self._log.close()
+        await self.beneath.close()
 
     # -- inside
 
@@ -104,7 +104,7 @@ class VeiledLog:
         if holes - (len(kept) - len(found)) <= MAX_HOLES:
             for position in range(after + 1, found[-1].position):
                 if position not in kept:  # its commit may stand behind what was scanned
-                    submission = await kept_submission(self._log, self._subjects, str(position))
+                    submission = await kept_submission(self.beneath, self._subjects, str(position))
                     if submission is not None:
                         kept[position] = submission
         return [kept[position] for position in sorted(kept)]
@@ -131,41 +131,48 @@ class VeiledLog:
         key = await self._key(kind, entry)
         if key is None:
             return None
-        value, held = sealed_input(key, program, entry.body, guard, "input" if kind == "task" else "signal")
+        if kind == "task":
+            value, held = sealed_input(key, program, entry.body, guard)
+            body = sealed_body(value, held.sealed)
+        else:
+            body = sealed_signal(key, program, entry.body)
         names = ((name.title() if name.lower().startswith("dspex-") else name, name) for name in entry.headers)
         headers = {shown: entry.headers[name] for shown, name in names} | {h.SEALED: key.name}
         return Entry(
-            position=entry.position, time=entry.time, subject=entry.subject, body=sealed_body(value, held.sealed),
-            headers=headers,
+            position=entry.position, time=entry.time, subject=entry.subject, body=body, headers=headers,
         )  # fmt: skip
 
     async def _key(self, kind: str, entry: Entry) -> Key | None:
         """The key of the task that an entry is about. A signal of which nobody can say has a key that nobody keeps."""
-        task = str(entry.position) if kind == "task" else _task_in(entry.body)
+        task = str(entry.position) if kind == "task" else task_in(entry.body)
         if not task:
             return Key("forgotten", secrets.token_bytes(32))
-        name = task_key(self._log.epoch, task)
+        name = task_key(self.beneath.epoch, task)
         try:
             return Key(name, await self._vault.make(name))
         except Forgotten:
             return None
 
     async def _guard(self, program: str) -> Guard:
-        """What any of a program's registrations guards: an older one may have taken what a newer does not."""
         if program not in self._guards:
             if len(self._guards) >= MAX_KNOWN:
                 self._guards.clear()
-            found = Guard()
-            for entry in await self._log.read(f"program.{program}.0"):
-                for event in decode_commit(entry.body, entry.position):
-                    if isinstance(event.data, ProgramRegistered):
-                        one = guard_of(event.data.input_schema, event.data.output_schema)
-                        found = Guard(found.input | one.input, found.output | one.output, found.secret or one.secret)
-            self._guards[program] = found
+            self._guards[program] = await guard_in(self.beneath, program)
         return self._guards[program]
 
 
-def _task_in(body: bytes) -> str:
+async def guard_in(log: Log, program: str) -> Guard:
+    """What any of a program's registrations guards: an older one may have taken what a newer does not."""
+    found = Guard()
+    for entry in await log.read(f"program.{program}.0"):
+        for event in decode_commit(entry.body, entry.position):
+            if isinstance(event.data, ProgramRegistered):
+                one = guard_of(event.data.input_schema, event.data.output_schema)
+                found = Guard(found.input | one.input, found.output | one.output, found.secret or one.secret)
+    return found
+
+
+def task_in(body: bytes) -> str:
     try:
         task = str(msgspec.json.decode(body).get("task"))
     except (*NOT_JSON, AttributeError):

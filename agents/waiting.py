@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
+from dspex.agents.guards import can_erase
 from dspex.agents.journal import events_for, head_of
 from dspex.agents.vault import Key, Vault, kept_input
 from dspex.bus.client import Client
@@ -26,12 +27,12 @@ from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core import headers as h
-from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
-from dspex.core.errors import ConnectionFailed, LogError, TaskError
+from dspex.core.codec import NOT_JSON, decode_commit, rfc3339, sealed_in
+from dspex.core.errors import ConnectionFailed, LogCorrupt, LogError, TaskError
 from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
-from dspex.core.sealing import Guard
+from dspex.core.sealing import Guard, text_of, unseal
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -108,8 +109,9 @@ class Waiting:
             await asyncio.sleep(0.25)
         raise LogError(f"the timers' stream did not take {subject}")
 
-    async def woken(self, wake: Delivery) -> Woken | None:
-        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere."""
+    async def woken(self, wake: Delivery, code: str) -> Woken | None:
+        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere. `code` is
+        ours: who has a task for other code may have no delivery of it, so its wakes must not be lost."""
         task = _named(wake.message.data).get("task")
         if not (isinstance(task, str) and task.isdecimal() and len(task) < 19):
             return None
@@ -120,10 +122,12 @@ class Waiting:
         # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
         # an agent that died after it had claimed it.
         if state.ended:
-            if self._guard.private and not h.sealed(entry.headers):  # whoever ended it died before it was erased
+            if self._guard.private and not h.sealed(entry.headers) and can_erase(self._log):
+                # Whoever ended it died before it was erased.
                 await erase_message(self._client, self._subjects.stream, entry.position)
             return None
-        if (wake.delivered == 1 and state.status != "sleeping"):
+        foreign = entry.headers.get(h.CODE, code) != code
+        if wake.delivered == 1 and state.status != "sleeping" and not foreign:
             return None
         return Woken(entry, wake)
 
@@ -161,7 +165,7 @@ class Waiting:
 
     async def receive(self, delivery: Delivery) -> None:
         """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
-        body = _named(delivery.message.data)
+        body = _named(await self._opened(delivery.message))
         task, name = str(body.get("task", "")), body.get("name")
         # One at a time for a task, so that they are filed in the order in which they came.
         async with self._inboxes.setdefault(task, asyncio.Lock()):
@@ -176,7 +180,7 @@ class Waiting:
             by = delivery.message.headers.get(h.ACTOR, "")[:200]
             kept = await self._kept_input(entry, task)
             await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position, kept=kept)
-            if kept:  # a task that sleeps is not delivered again, so nobody else will
+            if kept and can_erase(self._log):  # a task that sleeps is not delivered again, so nobody else will
                 await erase_message(self._client, self._subjects.stream, entry.position)
         elif entry is not None and known and isinstance(name, str):
             state = await self.state(task)
@@ -192,9 +196,23 @@ class Waiting:
                     await self.wake(task)
         else:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
-        if self._guard.private:  # the inbox has it sealed
+        sent = delivery.message.headers if delivery.message.has_headers else {}
+        if self._guard.private and not h.sealed(sent) and can_erase(self._log):  # the inbox has it sealed
             await erase_message(self._client, self._subjects.stream, delivery.position)
         self._client.respond(delivery.message, ACK)
+
+    async def _opened(self, message: Message) -> bytes:
+        """The body of a signal; a log process seals one to a private program before it writes it. One that cannot be
+        opened any more says nothing."""
+        name = h.sealed(message.headers) if message.has_headers else None
+        if name is None:
+            return message.data
+        try:
+            key = await self._vault.find(name)
+            return unseal(key, text_of(sealed_in(message.data)), f"{self._program}/signal")
+        except (TaskError, LogCorrupt) as error:
+            logger.info("a signal to %s cannot be opened: %s", self._program, error)
+            return b""
 
     async def _kept_input(self, entry: Entry, task: str) -> InputSealed | None:
         """A private input that came in the open, sealed; None when it came sealed or is not private."""

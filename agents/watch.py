@@ -27,9 +27,8 @@ from dspex.bus.pull import ACK, IN_PROGRESS, NAK
 from dspex.bus.service import Service
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import TaskFailed
-from dspex.core.ports import Appended
+from dspex.core.ports import Appended, Log
 from dspex.core.task import fold
-from dspex.store.jetstream import JetStreamLog
 
 __all__ = ["EXIT_BLOCKED", "Watch"]
 
@@ -133,8 +132,8 @@ class Watch:
             assignments = Assignments(worker.program, log, worker.subjects, worker.source)
             Doors(worker, self._client, worker.subjects, self._stand_in, results, assignments)
 
-    def _log(self, client: Client) -> JetStreamLog:
-        return JetStreamLog(client, self._worker.subjects, self._worker.log.epoch, patience=5.0)
+    def _log(self, client: Client) -> Log:
+        return self._worker.place.log(client, self._worker.subjects, patience=5.0)
 
     def _say_blocked(self, seconds: float) -> None:
         now = time.monotonic()

@@ -23,7 +23,9 @@ from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.forking import begin_fork
+from dspex.agents.guards import can_erase
 from dspex.agents.recorder import Suspended
+from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
@@ -78,21 +80,21 @@ MAX_SIDE = 1024
 class Worker:
     """Works on the tasks of one program with one pinned assignment.
 
-    Tasks up to the position `restored` came from an archive, and those stored before `since` (seconds since the epoch)
-    are older than the consumer that delivers them: that they are delivered for the first time says nothing.
+    `place` is where its tasks are. Those up to its position `restored` came from an archive, and those stored before
+    its `since` are older than the consumer that delivers them: that they are delivered for the first time says nothing.
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], restored: int = 0, since: float = 0.0, master: bytes = b"",
+        on_worn: Callable[[str], None], place: Registered, master: bytes = b"",
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.restored, self._since, self._master = restored, since, master
+        self.place, self._master = place, master
         about = program.describe()
         self.guard = guard_of(about.input_schema, about.output_schema)
         self.vault = self.vault_on(client)
@@ -137,17 +139,17 @@ class Worker:
     def start(self, on_missing: Callable[[], None]) -> None:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         self.keep_time()
-        stream, few = self.subjects.stream, max(1, self._slots // 4)
-        tasks = Puller(self.client, stream, consumer_name(self.name), self._slots, lambda it: self.take(it, tasks))
+        stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
+        tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
         wakes = Puller(
             self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(
             self.client, stream, consumer_name(self.name, "signal"), SIGNALS,
-            lambda it: self._spawn(self._signal(it, signals), bounded=False),
+            lambda it: self._spawn(self._signal(it, signals), bounded=False), kind,
         )  # fmt: skip
-        tasks.since = self._since
+        tasks.since = self.place.since
         self._pullers = [tasks, wakes, signals]
         for puller in self._pullers:
             puller.on_missing = on_missing
@@ -197,11 +199,11 @@ class Worker:
         """A sleeping task may go on."""
         woken = None
         try:
-            woken = await self.waiting.woken(wake)
+            woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
             if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
-                woken = await self.waiting.woken(wake)
+                woken = await self.waiting.woken(wake, self.code)
         except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
@@ -248,7 +250,7 @@ class Worker:
         if headers:
             run.reply, run.values = h.reply_of(headers), headers.get(h.ASSIGNMENT, "")
         if self.guard.private and not (headers and h.SEALED in headers):
-            run.exposed, run.erase = message.data, True
+            run.exposed, run.erase = message.data, can_erase(self.log)
         if headers and (other := self._versions.other(headers)):
             await self._versions.hand_back(run, other, headers)
             return
@@ -264,7 +266,7 @@ class Worker:
             body = message.data
             if headers and h.SEALED in headers:
                 body = await self._unsealed(run, body)
-            input = self._decoded(run, body)
+            input = await self._decoded(run, body) if self.guard.guarded else self._plain(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source)
@@ -297,18 +299,23 @@ class Worker:
         except LogCorrupt as error:
             raise InvalidInput(f"{h.SEALED} says that the body is sealed, and it is not: {error}") from None
 
-    def _decoded(self, run: Run, body: bytes) -> Any:
+    async def _decoded(self, run: Run, body: bytes) -> Any:
         """The Input. One that is refused, or that came in the open and does not fit into an event sealed, is kept
         nowhere when it may hold a secret, or cannot be kept."""
         try:
             if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
                 run.exposed = b""
                 raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message")
-            return (run.instance or self.program).decode(body)
+            return self._plain(run, body)
         except InvalidInput:
-            if self.guard.secret and not run.sealing:
-                run.exposed, run.erase = b"", True
+            if self.guard.secret and run.sealing:
+                await self.vault.keys.forget(run.sealing.name)
+            elif self.guard.secret:
+                run.exposed, run.erase = b"", can_erase(self.log)
             raise
+
+    def _plain(self, run: Run, body: bytes) -> Any:
+        return (run.instance or self.program).decode(body)
 
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
         deadline = h.deadline_of(headers, run.delivery.stored_at)
@@ -323,7 +330,7 @@ class Worker:
         """Whether the log may have something of the task already."""
         delivery = run.delivery
         return (
-            delivery.delivered > 1 or delivery.position <= self.restored or delivery.position in self._cancelled
+            delivery.delivered > 1 or delivery.position <= self.place.restored or delivery.position in self._cancelled
             or delivery.stored_at <= run.puller.since
         )  # fmt: skip
 
@@ -338,7 +345,8 @@ class Worker:
         if any(isinstance(event.data, InputSealed) for event in run.history):
             run.exposed = b""
         if state.ended:
-            run.erase = run.erase or (self.guard.secret and state.error == InvalidInput.__name__)
+            if self.guard.secret and state.error == InvalidInput.__name__:
+                run.erase = can_erase(self.log)
             self.endings.acknowledge(run)
             return False
         if other := self._versions.other(headers, state):

@@ -18,8 +18,9 @@ HEADER = 22
 LEAST = HEADER + 8
 """Bytes of the shortest record: its header and its checksum."""
 LARGE = 1 << 31
-"""This bit of a length says that the message has headers; the same bit of a position, that it was erased."""
-ERASED = 1 << 63
+"""This bit of a length says that the message has headers."""
+MARKED = 3 << 62
+"""These bits of a position say that the record is of a deleted message: erased, or only a note that it is gone."""
 FAR = 1_000_000
 """A position that is farther than this from the one before is no position, but damage."""
 
@@ -65,7 +66,7 @@ def _record(data: bytes, at: int, last: int, prefix: bytes) -> tuple[int, int] |
     subject = unpack_from("<H", data, at + 20)[0]
     if not LEAST <= length <= len(data) - at or subject > length - LEAST:
         return None
-    if position & ERASED:  # the mark of a message that was deleted
+    if position & MARKED:
         return last, at + length
     if not last < position <= (last or position) + FAR or not data.startswith(prefix, at + HEADER):
         return None

@@ -34,6 +34,7 @@ COMPLAIN_EVERY = 3.0
 MAX_SUBJECTS = 4000
 """What fits into a control line of 4,096 bytes, the server's default, beside two lengths and the verb."""
 FRAME = len("HPUB    \r\n\r\n")
+HEADERS = len("NATS/1.0\r\n\r\n")
 _SPACE = re.compile(r"\s")
 _known_names: dict[str, bytes] = {}
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -287,9 +288,13 @@ class Client:
 def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
     if headers is None:
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
-    block = b"NATS/1.0\r\n%b\r\n" % b"".join([_field(name, value) for name, value in headers.items()])
-    size = len(block)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
+    fields = b""
+    for name, value in headers.items():
+        fields += _field(name, value)
+    size = len(fields) + HEADERS
+    return b"HPUB %b %b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
+        subject, reply, size, size + len(data), fields, data,
+    )  # fmt: skip
 
 
 def _field(name: str, value: str) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 from dspex.bus.streams import ensure_stream, jetstream_api
 from dspex.core.errors import ConnectionFailed, Forgotten, LogCorrupt, LogError, NotFound
 from dspex.core.headers import EXPECTED
-from dspex.core.ports import MAX_OBJECT, Connection, KeyChange, Message, Stored
+from dspex.core.ports import MAX_OBJECT, Connection, Kept, KeyChange, Message
 from dspex.core.subjects import Subjects, valid_token
 
 __all__ = ["CHUNK", "NatsKeys", "NatsObjects", "erase_message"]
@@ -80,14 +80,14 @@ class NatsObjects:
         await self._erase_chunks(found[1]["nuid"])
         return True
 
-    async def list(self) -> list[Stored]:
-        found: list[Stored] = []
+    async def list(self) -> list[Kept]:
+        found: list[Kept] = []
         after = 0
         while (message := await self._next(after, f"$O.{self.bucket}.M.>")) is not None:
             after = message["seq"]
             meta = msgspec.json.decode(message["body"])
             if not meta.get("deleted"):
-                found.append(Stored(meta["name"], meta["size"], message["time"]))
+                found.append(Kept(meta["name"], meta["size"], message["time"]))
         return found
 
     async def tidy(self, before: float) -> int:

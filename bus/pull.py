@@ -11,9 +11,10 @@ from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
+from dspex.core.headers import KNOWN, TASK, TIME
 from dspex.core.ports import Subscription
 
-__all__ = ["Delivery", "Puller", "Slots"]
+__all__ = ["Delivery", "Puller", "Queued", "Slots"]
 
 logger = logging.getLogger("dspex.bus")
 
@@ -21,7 +22,7 @@ EXPIRES = 20.0
 RETRY = 0.25
 SKEW = 1.0
 """Seconds that the server's clock may be ahead of ours."""
-ACK, IN_PROGRESS, NAK = b"+ACK", b"+WPI", b"-NAK"
+ACK, IN_PROGRESS, NAK, NEVER = b"+ACK", b"+WPI", b"-NAK", b"+TERM"
 
 
 class Delivery:
@@ -44,6 +45,23 @@ class Delivery:
         return int(self._time) // 1000 / 1e6  # as an entry of the log says it
 
 
+class Queued(Delivery):
+    """A task message from a log process's queue: where and when the log has it stands in its headers."""
+
+    __slots__ = ()
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        headers = message.headers
+        self.position = int(headers[TASK])
+        self.delivered += KNOWN in headers
+        self._time = headers[TIME].encode()
+
+    @property
+    def stored_at(self) -> float:
+        return int(self._time) / 1e6
+
+
 class Slots(Protocol):
     """Room for tasks."""
 
@@ -62,9 +80,10 @@ class Puller:
     """
 
     def __init__(
-        self, client: Client, stream: str, consumer: str, slots: int, handler: Callable[[Delivery], None]
-    ) -> None:
-        self._client, self._slots, self._handler = client, slots, handler
+        self, client: Client, stream: str, consumer: str, slots: int, handler: Callable[[Delivery], None],
+        kind: type[Delivery] = Delivery,
+    ) -> None:  # fmt: skip
+        self._client, self._slots, self._handler, self._kind = client, slots, handler, kind
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = ""
         self._subscription: Subscription | None = None
@@ -142,9 +161,15 @@ class Puller:
             self._status(message)
             return
         self._asked = max(0, self._asked - 1)
+        try:
+            delivery = self._kind(message)
+        except (KeyError, ValueError):
+            logger.warning("a message on %s is none of ours; it is thrown away", message.subject)
+            self._client.acknowledge(message, NEVER)
+            return
         self._held += 1
         try:
-            self._handler(Delivery(message))
+            self._handler(delivery)
         except Exception:
             logger.exception("a delivery could not be taken; it will come again")
             self._held -= 1

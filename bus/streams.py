@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 
-from dspex.core.errors import LogCorrupt, LogError
+from dspex.core.errors import ConfigurationError, LogCorrupt, LogError
 from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 
 __all__ = [
-    "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "jetstream_api",
-    "lease_stream", "log_stream", "restored_to", "set_doors", "task_consumer", "timer_stream",
+    "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue",
+    "has_stream", "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors",
+    "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -33,6 +34,9 @@ EPOCH = "dspex.epoch"
 RESTORED = "dspex.restored"
 """How far the log was rebuilt from an archive, in the stream's metadata."""
 MAX_CONSUMERS = 10_000
+MAX_QUEUED = 100_000
+MAX_QUEUED_BYTES = 256 << 20
+"""Bounds of a log process's queue; what does not fit waits in the log."""
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
@@ -96,6 +100,25 @@ def timer_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
         "discard": "old",
         "duplicate_window": 100_000_000,
         "allow_msg_schedules": True,
+    }
+
+
+def queue_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
+    """What waits for agents when a log process owns the log. Disposable: the log has all that is in it, and fills it
+    again. A subject a message, so that nothing is in it twice; when it is full, the rest waits in the log."""
+    return {
+        "name": subjects.queue_stream,
+        "description": "dspex: tasks and signals that wait for an agent; the log itself is with the log process",
+        "subjects": [f"{subjects.prefix}.queue.>"],
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_consumers": MAX_CONSUMERS,
+        "max_msgs": MAX_QUEUED,
+        "max_bytes": MAX_QUEUED_BYTES,
+        "discard": "new",
+        "duplicate_window": 100_000_000,
+        "allow_direct": False,
     }
 
 
@@ -173,6 +196,34 @@ async def ensure_log(
     return str(epoch)
 
 
+async def ensure_queue(
+    connection: Connection, subjects: Subjects, epoch: str, *, replicas: int = 1, anew: bool = False
+) -> None:
+    """Create a log process's queue unless it is there. One that is of another log than `epoch` is made anew when that
+    is wanted; otherwise ConfigurationError."""
+    name = subjects.queue_stream
+    info = await jetstream_api(connection, f"STREAM.INFO.{name}")
+    known = info.get("config", {}).get("metadata", {}).get(EPOCH)
+    if known is not None and known != epoch:
+        if not anew:
+            raise ConfigurationError(
+                f"the log of {subjects.prefix} on this server is {known}, and the one in this data folder is {epoch}; "
+                f"choose another --prefix, or remove the stream {name} if that log is gone for good"
+            )
+        _refuse(await jetstream_api(connection, f"STREAM.DELETE.{name}"), f"to forget the stream {name}")
+    if known != epoch:
+        await ensure_stream(connection, queue_stream(subjects, replicas) | {"metadata": {EPOCH: epoch}})
+
+
+async def has_stream(connection: Connection, name: str) -> bool:
+    """Whether a stream of that name is there."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{name}")
+    if _code(info) in NOT_FOUND:
+        return False
+    _refuse(info, f"the stream {name}")
+    return True
+
+
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream unless one of that name is there."""
     answer = await _create(connection, config)
@@ -208,28 +259,34 @@ async def set_doors(connection: Connection, subjects: Subjects, programs: Iterab
         _refuse(answer, "the programs' doors")
 
 
-async def ensure_consumers(connection: Connection, subjects: Subjects, program: str) -> float:
+async def ensure_consumers(
+    connection: Connection, subjects: Subjects, program: str, *, queued: bool = False
+) -> float:
     """Create the program's consumers (tasks, signals, wakes), or bring existing ones to today's configuration.
+    `queued`: tasks and signals come from a log process's queue.
 
     Returns when the consumer of tasks was made, in seconds since the epoch: it may be a second one, and deliver again
     what was stored before.
     """
     made = 0.0
-    task = task_consumer(subjects, program)
+    task, door, stream = task_consumer(subjects, program), subjects.door("signal", program), subjects.stream
+    if queued:
+        task["filter_subject"] = subjects.queue("task", program, "*")
+        door, stream = subjects.queue("signal", program, "*"), subjects.queue_stream
     signal = task | {
         "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
-        "filter_subject": subjects.door("signal", program), "ack_wait": int(SIGNAL_WAIT * 1e9),
+        "filter_subject": door, "ack_wait": int(SIGNAL_WAIT * 1e9),
     }  # fmt: skip
     wake = task | {
         "durable_name": consumer_name(program, "wake"), "description": f"sleeping tasks of {program} to go on",
         "filter_subject": subjects.wake(program),
     }  # fmt: skip
-    for stream, config in ((subjects.stream, task), (subjects.stream, signal), (subjects.timer_stream, wake)):
+    for place, config in ((stream, task), (stream, signal), (subjects.timer_stream, wake)):
         name = config["durable_name"]
         answer = await jetstream_api(
             connection,
-            f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}",
-            {"stream_name": stream, "config": config, "action": ""},
+            f"CONSUMER.CREATE.{place}.{name}.{config['filter_subject']}",
+            {"stream_name": place, "config": config, "action": ""},
             timeout=30,
         )
         _refuse(answer, f"the consumer {name}")

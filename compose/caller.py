@@ -160,6 +160,11 @@ class Caller:
         reply = await self._request(door, msgspec.json.encode(body), 10.0, fields)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
+    async def log_head(self) -> dict[str, Any]:
+        """Which log this is, and where it ends: `{"epoch", "head", "log"}`; `log` names the backend."""
+        reply = await self._request(self.subjects.log("head"), b"", 5.0, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     async def read_log(self, *, wait: float | None = None, **query: Any) -> dict[str, Any]:
         """One page of the log: `{"epoch", "events", "next", "head"}`. `wait` seconds for something new (tail)."""
         verb = "read" if wait is None else "tail"
@@ -244,7 +249,7 @@ class Caller:
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
                 found[data["agent"]] = _process(data)
-        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "archivist": 4}
+        order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
     # -- inside
@@ -283,6 +288,8 @@ class Caller:
                 f"the log did not confirm on {subject}; it may or may not have it: try again with a key"
             ) from None
         if reply.status == 503:
+            if (await self.client.request(self.subjects.log("head"), b"")).status == 503:
+                raise Unavailable(f"the log does not answer on {subject} now; try again")
             raise NotFound(f"there is no program {program}; `dspex ps` shows what runs")
         answer = msgspec.json.decode(reply.data)
         if "error" in answer:

@@ -46,7 +46,7 @@ async def export(
         _take(found, [event async for event in source.events(**query)])
     _restore_submissions(found)
     entries = [_entry(position, shown, subjects) for position, shown in sorted(found.items())]
-    count = import_entries(path, [entry for entry in entries if entry], epoch="", subjects=subjects)
+    count = import_entries(path, [entry for entry in entries if entry], epoch="")
     events = [to_event(event) for shown in found.values() for event in shown if event["aggregate"]]
     await carry(events, source.vault, Path(path), keys=keys)
     return count

@@ -18,6 +18,8 @@ __all__ = ["Folder"]
 
 logger = logging.getLogger("dspex.compose")
 
+LOG = "log"
+"""The file that says what kind of log the folder has."""
 PATIENCE = 10.0
 """Seconds that the processes of a system whose root was killed get to end."""
 DYING = 0.25
@@ -47,6 +49,22 @@ class Folder:
             self.name = self._own_name()
         except OSError as error:
             raise ConfigurationError(f"the data folder {data} cannot be written ({error.strerror})") from None
+
+    def keep_to(self, log: str) -> None:
+        """See that the folder's log is of this kind. Raises ConfigurationError when it has one of another."""
+        file = self.path / LOG
+        known = file.read_text(errors="replace").strip() if file.exists() else ""
+        if not known and (self.path / "server" / "jetstream").is_dir():
+            known = "jetstream"  # made before there was a choice
+        if known and known != log:
+            raise ConfigurationError(
+                f"the data folder {self.path} has its log in {known}; start with --log {known} (in Python "
+                f"log={known!r}), or choose another folder"
+            )
+        if not known:
+            fresh = file.with_suffix(".new")
+            fresh.write_text(log)
+            fresh.replace(file)
 
     def announce(self, url: str, prefix: str) -> None:
         """Note where the system is reached, for the commands; whole or not at all."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +24,9 @@ from dspex.core.errors import InvalidInput, task_error
 from dspex.core.fork import separated, with_input
 from dspex.core.program import Program
 from dspex.core.task import TaskState
+
+if TYPE_CHECKING:
+    from dspex.agents.registered import Registered
 
 __all__ = ["Fork", "Forking", "afork", "fork", "planned", "rehearsed", "submitted", "worked_on"]
 
@@ -175,15 +178,15 @@ async def worked_on(caller: Caller, made: Fork, program: type[Program], *, again
     and died."""
     from dspex.agents.solo import work_alone
 
-    log = await _log(caller)
+    place = await _place(caller)
     instance = program()
     if made.assignment and instance.assignment.hash != made.assignment:
         from dspex.agents.assignments import Assignments
 
-        known = Assignments(instance, log, caller.subjects, "/fork")
+        known = Assignments(instance, place.log(caller.client, caller.subjects), caller.subjects, "/fork")
         instance = program(assignment=await known.find(made.assignment))
     return await work_alone(
-        made.task, instance, code=made.code, client=caller.client, log=log, subjects=caller.subjects, again=again
+        made.task, instance, code=made.code, client=caller.client, place=place, subjects=caller.subjects, again=again
     )
 
 
@@ -194,17 +197,20 @@ def output_of(state: TaskState, task: str) -> Any:
     return msgspec.json.decode(state.output)
 
 
-async def _log(caller: Caller) -> Any:
-    from dspex.store.jetstream import JetStreamLog
+async def _place(caller: Caller) -> Registered:
+    """Where the log is. It gives this process no tasks, so it needs no consumer."""
+    from dspex.agents.registered import Registered
 
-    return JetStreamLog(caller.client, caller.subjects, (await caller.read_log(limit=1))["epoch"])
+    said = await caller.log_head()
+    return Registered(epoch=said["epoch"], stream="", consumer="", served=said["log"] != "jetstream")
 
 
 async def _record(caller: Caller, instance: Program, why: str) -> None:
     """Have the values of an instance in the log; agents with other code could not judge them."""
     from dspex.agents.assignments import Assignments
 
-    known = Assignments(instance, await _log(caller), caller.subjects, "/fork")
+    log = (await _place(caller)).log(caller.client, caller.subjects)
+    known = Assignments(instance, log, caller.subjects, "/fork")
     await known.record(instance.assignment, who="dspex fork", why=why)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["dspex_replay"]
 
+pytest.register_assert_rewrite("dspex.store.contract")  # the suite that a log's backend subclasses
+
 SHOWN = 10
 MARK = "dspex_replay(program, log): every recorded task of the program in this file replays the same"
 

@@ -3,7 +3,7 @@
     root          what `dspex up` started: looks after the two below it, and prints
     ├── server       nats-server, when it is ours
     └── supervisor   has the programs loaded and forks the ones below it
-        ├── registrar
+        ├── registrar    (or log, when it owns the log, too)
         ├── archivist
         └── agents
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dspex.agents.bounds import Bounds
 from dspex.agents.link import Link
@@ -32,10 +32,11 @@ from dspex.compose.folder import Folder
 from dspex.core.errors import ConfigurationError, DspexError
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
+from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
 __all__ = ["Plan", "SystemSpec", "run_root"]
 
-SUPERVISOR, REGISTRAR, ARCHIVIST, SERVER = "supervisor", "registrar", "archivist", "server"
+SUPERVISOR, REGISTRAR, LOG, ARCHIVIST, SERVER = "supervisor", "registrar", "log", "archivist", "server"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system to run: what, on which data folder, on whose server (None: our own)."""
+    """A system to run: what, on which data folder, on whose server (None: our own), and where its log is."""
 
     plans: Sequence[Plan]
     data: Path = Path(".dspex")
@@ -60,7 +61,8 @@ class SystemSpec:
     port: int = 0
     credentials: str | None = None
     prefix: str = "dspex"
-    durability: str = "process"
+    durability: Literal["power", "process"] = "process"
+    log: str = JETSTREAM
     replace: bool = False
     archive: bool = True
     debug: bool = False
@@ -82,11 +84,22 @@ def run_root(
         from dspex.agents.vault import master_from
 
         master_from(spec.master)  # refused here, not in another process
+    if spec.log != JETSTREAM:
+        factory_of(spec.log)
+        if spec.retention.any:
+            raise ConfigurationError(
+                f"[retention] is for the log {JETSTREAM}, whose archive keeps what it forgets; the log {spec.log} is "
+                "its own archive and forgets nothing: take [retention] out"
+            )
     folder = Folder(spec.data)
     server: Server | None = None
     try:
+        if spec.nats is None or spec.log != JETSTREAM:
+            folder.keep_to(spec.log)
         if spec.nats is None:
-            server = Server(folder.path / "server", port=spec.port, durability=spec.durability)  # type: ignore[arg-type]
+            # A server that does not hold the log holds nothing that cannot be made again.
+            durability = spec.durability if spec.log == JETSTREAM else "process"
+            server = Server(folder.path / "server", port=spec.port, durability=durability)
             _start(server, spec.prefix, on_event)
         url = spec.nats or (server.url if server else "")
         root = _Root(spec, folder, server, url, parent, on_event)
@@ -215,12 +228,18 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
-    known = known_log(folder.path / ARCHIVE) if spec.archive and spec.nats is None else None
+    ours = spec.archive and spec.nats is None and spec.log == JETSTREAM
+    known = known_log(folder.path / ARCHIVE) if ours else None
+    is_log = spec.log == SQLITE
     archivist = ArchivistSpec(
-        f"{ARCHIVIST}-{name}", url, folder.path / ARCHIVE, spec.prefix, spec.credentials, bounds=spec.retention,
-        known=known, master=spec.master,
+        f"{ARCHIVIST}-{name}", url, folder.path / (LOG_FILE if is_log else ARCHIVE), spec.prefix, spec.credentials,
+        bounds=spec.retention, master=spec.master, known=known, served=spec.log != JETSTREAM, is_log=is_log,
     )  # fmt: skip
-    registrar = RegistrarSpec(f"{REGISTRAR}-{name}", url, spec.prefix, spec.credentials, known=known)
+    role = REGISTRAR if spec.log == JETSTREAM else LOG
+    registrar = RegistrarSpec(
+        f"{role}-{name}", url, spec.prefix, spec.credentials, known=known, log=spec.log, folder=folder.path,
+        durability=spec.durability, alone=spec.nats is None, master=spec.master,
+    )  # fmt: skip
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
         return fork_child(lambda line: registrar_main(line, life, registrar), close)
@@ -239,7 +258,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
         return Child(about.name, "agent", start, program=program.name, stage=1)
 
-    children = [Child(registrar.name, REGISTRAR, start_registrar)]
+    children = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive:
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
     children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]

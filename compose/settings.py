@@ -76,6 +76,7 @@ class Settings(_Frozen):
     credentials: str | None = None
     prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
     durability: Literal["power", "process"] = "power"
+    log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
     agents: Annotated[int, Field(ge=1, le=1000)] = 1
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
@@ -92,6 +93,7 @@ class Place(BaseModel):
 
 _ENVIRONMENT = {
     "DSPEX_DATA": "data", "DSPEX_PREFIX": "prefix", "DSPEX_DURABILITY": "durability", "DSPEX_AGENTS": "agents",
+    "DSPEX_LOG": "log",
     "NATS_URL": "nats", "NATS_CREDS": "credentials",
 }  # fmt: skip
 

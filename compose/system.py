@@ -35,15 +35,15 @@ class System:
 
     `agents` is how many processes serve the program, `data` the folder of the log, `nats` the URL of a server to use
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
-    of ours); `archive` False keeps no archive beside the log; `master` refers to the master key of private values
-    (`env:NAME`). Keyword arguments in `values` set variables. Raises ConfigurationError when it cannot be started.
+    of ours), `log` "jetstream", "sqlite" or what a distribution adds; `archive` False keeps no archive beside the log
+    in JetStream; `master` refers to the master key of private values (`env:NAME`). Keyword arguments in `values` set
+    variables. Raises ConfigurationError when it cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
-        archive: bool = True, master: str = "",
-        values: dict[str, Any] | None = None,
+        archive: bool = True, log: str = "jetstream", master: str = "", values: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
         if agents < 1:
@@ -51,7 +51,7 @@ class System:
         self.program = program
         self._spec = SystemSpec(
             [Plan(agents=agents, program=program, values=values or {})], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive, master=master,
+            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log, master=master,
         )  # fmt: skip
         self.url = ""
         self._pid = 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["restore", "verify"]
 
-ARCHIVE = "archive.db"
+ARCHIVE, LOG_FILE = "archive.db", "log.db"
 MAX_SHOWN = 10
 PATIENCE = 3600.0
 
@@ -33,15 +33,20 @@ PATIENCE = 3600.0
 def verify(options: Options, file: Path | None, against_log: bool, repair: bool) -> int:
     """Check every row of an archive against the chain of checksums and the head kept beside it.
 
-    FILE is an archive, by default that of the data folder. Names what is wrong; exit code 1 when something is.
+    FILE is an archive, a log in SQLite or an export; by default the archive of the data folder, or its log when that is
+    in SQLite. Names what is wrong; exit code 1 when something is.
     --repair and --against-log need the log: of the system that runs, or of the data folder when none does.
     """
     from dspex.store.verify import verify as check
 
     settings = options.settings()
     own = settings.data / ARCHIVE
+    if not own.is_file() and (settings.data / LOG_FILE).is_file():
+        own = settings.data / LOG_FILE
     place = file or own
-    _refuse_export(place)
+    _refuse_old(place)
+    if (against_log or repair) and place.name == LOG_FILE:
+        raise click.UsageError(f"{place} is the log itself: there is nothing to compare it with, or to mend it from")
     if not (against_log or repair):
         report = check(place)
         _show(options, report, [], [])
@@ -52,8 +57,8 @@ def verify(options: Options, file: Path | None, against_log: bool, repair: bool)
     return 0 if report.ok or mended else 1
 
 
-def _refuse_export(file: Path) -> None:
-    """Raise UsageError for what `dspex export` wrote: a log, which has no checksums to verify."""
+def _refuse_old(file: Path) -> None:
+    """Raise UsageError for what an older `dspex export` wrote: it has no checksums to verify."""
     import sqlite3
     from contextlib import closing
 
@@ -65,7 +70,7 @@ def _refuse_export(file: Path) -> None:
     except sqlite3.Error:
         return  # damaged: verifying it says how
     if columns and "chain" not in columns:
-        raise click.UsageError(f"{file} is an export, or another SQLite log, and no archive; it has no checksums")
+        raise click.UsageError(f"{file} was exported by an older dspex, before rows had checksums")
 
 
 def _with_log(options: Options, settings: Settings, file: Path, against_log: bool, repair: bool) -> Found:

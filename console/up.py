@@ -37,14 +37,16 @@ MAX_SHOWN = 5
     type=click.Choice(["power", "process"]),
     help="What an acknowledged task survives: loss of power (the default), or any crash of ours.",
 )
+@click.option("--log", metavar="NAME", help="Where the log is: jetstream (the default), sqlite, or an added one.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="The port of our own server; when taken, the next free one."
 )
 @click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
 @common
 def up(
-    options: Options, app: str | None, agents: int | None, durability: str | None, port: int | None, replace: bool
-) -> int:
+    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None, port: int | None,
+    replace: bool,
+) -> int:  # fmt: skip
     """Run programs as supervised agents, until Ctrl-C.
 
     APP is file.py, file.py:Program, or a dspex.toml; without it ./dspex.toml names the programs. Starts a NATS server
@@ -54,12 +56,12 @@ def up(
     """
     from dspex.compose.root import SystemSpec, run_root
 
-    settings, plans = _plans(options, app, agents, durability)
+    settings, plans = _plans(options, app, agents, durability, log)
     if port and settings.nats:
         raise click.UsageError(f"--port is for our own server, but {settings.nats} is to be used")
     spec = SystemSpec(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
-        prefix=settings.prefix, durability=settings.durability, replace=replace, debug=options.debug,
+        prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(),
         master=settings.privacy.key,
     )  # fmt: skip
@@ -71,7 +73,7 @@ def up(
 
 
 def _plans(
-    options: Options, app: str | None, agents: int | None, durability: str | None
+    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None
 ) -> tuple[Settings, list[Plan]]:
     """The settings, and what is to be served."""
     from dspex.compose.app import split_app
@@ -79,7 +81,7 @@ def _plans(
     from dspex.core.errors import ConfigurationError
 
     toml = Path(app) if app and app.endswith(".toml") else None
-    settings = options.settings(file=toml, durability=durability, agents=agents)
+    settings = options.settings(file=toml, durability=durability, log=log, agents=agents)
     if app and not toml:
         path, _ = split_app(app)
         if not path.is_file():

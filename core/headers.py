@@ -10,7 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "PARENT", "REPLY", "SEALED", "TASK", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of", "sealed",
+    "KEY", "KNOWN", "PARENT", "REPLY", "SEALED", "TASK", "TIME", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of",
+    "sealed",
     "wait_of",
 ]
 
@@ -32,6 +33,10 @@ REPLY = "Dspex-Reply"
 
 SEALED = "Dspex-Sealed"
 """The name of the key that a stored body is sealed with; such a body is `{"open": {…}, "sealed": "…"}`."""
+TIME = "Dspex-Time"
+"""On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
+KNOWN = "Dspex-Known"
+"""On a task in a log process's queue: it may have been delivered before."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 ERROR_CODE = "Nats-Service-Error-Code"

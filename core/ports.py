@@ -1,6 +1,6 @@
 """The protocols that the outside must satisfy: a log to write to, a connection to talk through.
 
-Every implementation of a port passes the port's suite in `tests/contracts`.
+Every implementation of a port passes the port's suite in `dspex.store.contract`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,22 @@ from msgspec import Struct
 from dspex.core.events import Event, Head
 
 __all__ = [
-    "MAX_OBJECT", "Appended", "Conflict", "Connection", "Entry", "KeyChange", "Keys", "Log", "Message", "Objects",
-    "Stored", "Subscription",
+    "MAX_OBJECT",
+    "Appended",
+    "Backend",
+    "Conflict",
+    "Connection",
+    "Entry",
+    "Kept",
+    "KeyChange",
+    "Keys",
+    "Log",
+    "Message",
+    "Objects",
+    "Stored",
+    "Subscription",
+    "Taken",
 ]  # fmt: skip
-
 
 MAX_OBJECT = 64 << 20
 """The most bytes that an object beside the log may have."""
@@ -42,6 +54,20 @@ class Conflict(Struct, frozen=True):
     """The aggregate is not where the writer thought; nothing was written; `head` is where it stands."""
 
     head: Head
+
+
+class Stored(Struct, frozen=True):
+    """A row is in the log, at this position, since this time in seconds since the epoch."""
+
+    position: int
+    time: float
+
+
+class Taken(Struct, frozen=True):
+    """The subject's newest row is not where the writer thought, but at this position (0: there is none); nothing was
+    written."""
+
+    position: int
 
 
 class Log(Protocol):
@@ -92,7 +118,7 @@ class Log(Protocol):
         """Give back what the log holds open. Closing twice is fine."""
 
 
-class Stored(Struct, frozen=True):
+class Kept(Struct, frozen=True):
     """An object that is there: its name, its size in bytes, and when it was last put, in seconds since the epoch."""
 
     name: str
@@ -114,7 +140,7 @@ class Objects(Protocol):
         """Remove an object, unless it was put again after the time `before`; whether it went. Its bytes are
         overwritten as far as the store can."""
 
-    async def list(self) -> list[Stored]:
+    async def list(self) -> list[Kept]:
         """What is there now."""
 
     async def tidy(self, before: float) -> int:
@@ -146,6 +172,18 @@ class Keys(Protocol):
     async def changes(self, after: int, limit: int = 1000) -> list[KeyChange]:
         """Up to `limit` changes with numbers above `after`, in order; one that a later change replaced may be left
         out."""
+class Backend(Log, Protocol):
+    """A log that a log process can own and serve to a whole system: it also takes rows as they came from the bus."""
+
+    def put(
+        self, subject: str, body: bytes, headers: Mapping[str, str], expected: int | None = None
+    ) -> Awaitable[Stored | Taken]:
+        """Write these bytes as they are, if the subject's newest row still stands at `expected` (None: in any case).
+
+        Called many times before the first result is awaited; positions follow the order of the calls. The result is
+        there when the row is as durable as the log was opened for. Raises LogError, at once or when awaited, when
+        nothing was written; a write that failed leaves no part of itself.
+        """
 
 
 class Message(Protocol):

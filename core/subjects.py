@@ -74,6 +74,15 @@ class Subjects:
         """The stream of timers and wakes; written by agents only."""
         return f"{self.stream}_TIMER"
 
+    @property
+    def queue_stream(self) -> str:
+        """The disposable queue that a log process fills."""
+        return f"{self.stream}_QUEUE"
+
+    def queue(self, door: str, program: str, position: object) -> str:
+        """Where a door message waits for an agent when a log process owns the log; `*` as position is a filter."""
+        return f"{self.prefix}.queue.{door}.{program}.{position}"
+
     def timer(self, program: str, task: str) -> str:
         """Where the one timer of a task stands."""
         return f"{self.prefix}.timer.{program}.{task}"

@@ -1,7 +1,7 @@
 """Where the log lives: in memory, in a SQLite file, or in JetStream.
 
 All three satisfy the `Log` port of `dspex.core.ports` and pass the same suite
-(`tests/contracts/log_contract.py`), so nothing above this room knows which one it has. A store never decides:
+(`store/contract.py`), so nothing above this room knows which one it has. A store never decides:
 it appends what it is given if the aggregate still stands where the writer thought, says Appended or Conflict,
 and gives back what it holds, in order and without gaps. Names are loaded when they are asked for: importing
 this room imports no driver.

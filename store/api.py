@@ -88,14 +88,17 @@ class Api:
     async def message(self, what: Mapping[str, object], deadline: float | None = None) -> Entry | None:
         """One message as the stream's leader has it, or None: `seq`, `last_by_subj`, or `seq` with
         `next_by_subj`."""
-        got = await self._request(self._get, what, _decode_got, deadline)
+        got = await self.ask(self._get, what, _decode_got, deadline)
         return entry_of(got.message) if got.message is not None else None
 
     async def request(self, verb: str, what: object, decode: Callable[[bytes], A]) -> A:
         """An API request that may be repeated freely. LogError when refused or not answered."""
-        return await self._request(f"$JS.API.{verb}", what, decode, None)
+        return await self.ask(f"$JS.API.{verb}", what, decode, None)
 
-    async def _request(self, subject: str, what: object, decode: Callable[[bytes], A], deadline: float | None) -> A:
+    async def ask(
+        self, subject: str, what: object, decode: Callable[[bytes], A], deadline: float | None = None
+    ) -> A:
+        """A request on any subject that may be repeated freely. LogError when refused or not answered."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.patience if deadline is None else deadline
         body = _encode(what)
@@ -110,10 +113,10 @@ class Api:
                     if problem is None or problem.err_code == NO_MESSAGE:
                         return answer
                     if problem.code != 503:
-                        raise LogError(f"JetStream refused {subject}: {problem.description}")
+                        raise LogError(f"the log refused {subject}: {problem.description}")
                     why = problem.description
                 else:
-                    why = "the stream has no leader"
+                    why = "nobody serves it now"
             except (TimeoutError, ConnectionFailed, msgspec.DecodeError) as error:
                 why = str(error) or "no answer"
             if loop.time() > deadline:

@@ -22,7 +22,7 @@ from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects
 from dspex.store.chain import EMPTY, ArchiveHead, Row, chained, gap_row, head_path, read_head, row_of, write_head
-from dspex.store.reading import SELECT, Reading, connect, finished
+from dspex.store.reading import PLAIN, SELECT, Reading, connect, finished
 
 __all__ = ["GROUP_WAIT", "MAX_GROUP", "Archive", "hold", "is_archive", "set_aside", "start_file"]
 
@@ -30,6 +30,8 @@ logger = logging.getLogger("dspex.store")
 
 FORMAT = 1
 APPLICATION_ID = 0x64737061  # "dspa"
+OLD_LOG = 0x64737078
+"""What exports were marked with before their rows were chained; they can be read."""
 GROUP_WAIT = 0.4
 """Seconds between groups, so that one flush pays for many rows."""
 IDLE_WAIT = 0.5
@@ -75,10 +77,11 @@ class Archive(Reading):
         """
         file = Path(file).absolute()  # noqa: ASYNC240  (asks for the working directory, no more)
         if readonly and not await asyncio.to_thread(file.exists):
-            raise LogError(f"there is no archive at {file}")
+            raise LogError(f"there is no log at {file}")
         lock = None if readonly else hold(file)
         connection: sqlite3.Connection | None = None
         try:
+            await asyncio.to_thread(_refuse_foreign, file)
             connection = await asyncio.to_thread(connect, file, readonly=readonly)
             archive = cls(file, connection, lock, subjects or Subjects())
             await asyncio.to_thread(archive._begin, epoch, readonly)
@@ -88,7 +91,7 @@ class Archive(Reading):
             if lock is not None:
                 os.close(lock)
             if isinstance(error, sqlite3.Error | KeyError | ValueError):
-                raise LogError(f"cannot open the archive {file}: {error}") from None
+                raise LogError(f"cannot open {file}: {error}") from None
             raise
         return archive
 
@@ -122,6 +125,15 @@ class Archive(Reading):
             pause = GROUP_WAIT if entries else min(2 * pause, IDLE_WAIT)
             due = 0.0 if len(entries) >= MAX_GROUP else pause
             await self._rest(max(due, rest(time.process_time() - began)))
+
+    async def watch(self) -> None:
+        """See how far a file has come that another process writes, until cancelled. Raises LogError."""
+        while True:
+            rows = await self._rows("ORDER BY position DESC LIMIT 1", ())
+            if rows and rows[0].position != self.position:
+                self.position = rows[0].position
+                self.grown.set()
+            await self._rest(GROUP_WAIT)
 
     def hurry(self) -> None:
         """Archive what waits now, and not only when the next group is due."""
@@ -178,7 +190,7 @@ class Archive(Reading):
             try:
                 async with self._one:
                     if self._closed:
-                        raise LogError(f"the archive {self.file} is closed")
+                        raise LogError(f"{self.file} is closed")
                     await finished(asyncio.to_thread(self._write, rows))
                 self.trouble = ""
                 self.grown.set()
@@ -202,11 +214,11 @@ class Archive(Reading):
     async def _meta(self, sql: str, *parameters: str) -> list[tuple[str]]:
         async with self._one:
             if self._closed:
-                raise LogError(f"the archive {self.file} is closed")
+                raise LogError(f"{self.file} is closed")
             try:
                 return await finished(asyncio.to_thread(lambda: self._connection.execute(sql, parameters).fetchall()))
             except sqlite3.Error as error:
-                raise LogError(f"the archive {self.file} cannot be used: {error}") from None
+                raise LogError(f"{self.file} cannot be used: {error}") from None
 
     def _write(self, rows: list[Row]) -> None:
         """Write one group and the head behind it; after an error, whether before or behind the commit, try again."""
@@ -237,14 +249,18 @@ class Archive(Reading):
             if head is not None:
                 raise LogCorrupt(f"{self.file} is gone or empty, and its head says that it had {head.count:,} rows")
             start_file(self._connection, epoch)
-        if run("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
-            raise LogError(f"{self.file} is no archive of dspex")
+        (application,) = run("PRAGMA application_id").fetchone()
+        if application != APPLICATION_ID and not readonly:
+            raise LogError(f"{self.file} was exported by an older dspex: it can be read, and not written")
         meta = dict(run("SELECT name, value FROM meta").fetchall())
         if int(meta["format"]) > FORMAT:
             raise LogError(f"{self.file} has format {meta['format']} and this version reads up to {FORMAT}")
         self.epoch = meta["epoch"]
         if epoch and self.epoch != epoch:
             raise LogError(f"{self.file} is the archive of log {self.epoch}, and this is log {epoch}")
+        if application == OLD_LOG:
+            self._select = PLAIN
+            return
         last = run(f"{SELECT} ORDER BY position DESC LIMIT 1").fetchone()
         if last is not None:
             self.position, self.chain = last[0], last[5]
@@ -258,6 +274,17 @@ class Archive(Reading):
         known = head or ArchiveHead(epoch=self.epoch)
         behind = run("SELECT COUNT(*) FROM log WHERE position > ?", (known.position,)).fetchone()
         self.count = known.count + int(behind[0])
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Raise LogError for a file that is none of ours, before anything in it is changed."""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with closing(connect(file, readonly=True)) as connection:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if tables and application not in (APPLICATION_ID, OLD_LOG):
+        raise LogError(f"{file} is no log of dspex")
 
 
 def start_file(connection: sqlite3.Connection, epoch: str) -> None:
@@ -279,8 +306,12 @@ def hold(file: Path) -> int:
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        holder = os.pread(number, 20, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(number)
-        raise LogError(f"another process writes the archive {file}") from None
+        raise LogError(f"{file} is already open for writing in process {holder}") from None
+    with suppress(OSError):  # a full disk must not keep the file from being opened
+        os.ftruncate(number, 0)
+        os.pwrite(number, str(os.getpid()).encode(), 0)
     return number
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from dspex.core.errors import Forgotten, LogCorrupt, LogError, NotFound
-from dspex.core.ports import MAX_OBJECT, KeyChange, Stored
+from dspex.core.ports import MAX_OBJECT, Kept, KeyChange
 from dspex.core.subjects import valid_token
 
 __all__ = ["FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects", "has_aside", "named"]
@@ -25,6 +25,7 @@ __all__ = ["FileKeys", "FileNames", "FileObjects", "MemoryKeys", "MemoryObjects"
 T = TypeVar("T")
 KEY_BYTES = 32
 _TABLES = (
+    "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS named (epoch TEXT, program TEXT, task TEXT, object TEXT, position INTEGER,"
     " PRIMARY KEY (epoch, program, task, object)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS named_object ON named (object)",
@@ -124,9 +125,9 @@ class FileObjects(_File):
         limit = float("inf") if before is None else before
         return await self._do(lambda file: file.execute(sql, (name, limit)).rowcount) > 0
 
-    async def list(self) -> list[Stored]:
+    async def list(self) -> list[Kept]:
         rows = await self._do(lambda file: file.execute("SELECT name, length(data), time FROM objects").fetchall())
-        return [Stored(*row) for row in rows]
+        return [Kept(*row) for row in rows]
 
     async def tidy(self, before: float) -> int:
         return 0
@@ -167,6 +168,15 @@ class FileNames(_File):
         row = (epoch, program, task, name, position)
         await self._do(lambda file: file.execute("INSERT OR REPLACE INTO named VALUES (?, ?, ?, ?, ?)", row))
 
+    async def note(self, name: str, value: int) -> None:
+        """Keep a number."""
+        await self._do(lambda file: file.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value)))
+
+    async def noted(self, name: str) -> int:
+        """The number kept under a name; 0 when there is none."""
+        row = await self._do(lambda file: file.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone())
+        return int(row[0]) if row else 0
+
     async def of_task(self, epoch: str, program: str, task: str) -> list[str]:
         """The objects that a task names."""
         sql = "SELECT object FROM named WHERE epoch = ? AND program = ? AND task = ?"
@@ -205,8 +215,8 @@ class MemoryObjects:
         del self._kept[name]
         return True
 
-    async def list(self) -> list[Stored]:
-        return [Stored(name, len(data), when) for name, (data, when) in self._kept.items()]
+    async def list(self) -> list[Kept]:
+        return [Kept(name, len(data), when) for name, (data, when) in self._kept.items()]
 
     async def tidy(self, before: float) -> int:
         return 0

@@ -7,6 +7,7 @@ places without the rows after it saying so. The last rows have none after them: 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from struct import Struct as Packing
@@ -19,8 +20,8 @@ from dspex.core.ports import Entry
 from dspex.store.rules import microseconds
 
 __all__ = [
-    "EMPTY", "GAP", "ArchiveHead", "Gap", "Row", "chained", "digest", "entry_of", "gap_row", "head_path", "read_head",
-    "row_of", "write_head",
+    "EMPTY", "GAP", "HEAD_INSIDE", "ArchiveHead", "Gap", "Row", "chained", "digest", "entry_of", "gap_row", "head_path",
+    "pack_head", "packed", "read_head", "row_of", "unpack_head", "write_head",
 ]  # fmt: skip
 
 EMPTY = bytes(32)
@@ -28,6 +29,9 @@ EMPTY = bytes(32)
 
 GAP = ""
 """The subject of a row that stands for positions which the log did not have when they were to be archived."""
+
+HEAD_INSIDE = "head"
+"""Under this name a file that travels alone has its head within."""
 
 _lengths = Packing(">QqIIQ").pack
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -76,10 +80,14 @@ def chained(before: bytes, row: Row) -> bytes:
     return sha256(before + lengths + subject + headers + row.body).digest()
 
 
+def packed(headers: Mapping[str, str]) -> str | None:
+    """Headers as they are stored."""
+    return _encode(headers).decode() if headers else None
+
+
 def row_of(entry: Entry) -> Row:
     """An entry as it is stored, not yet chained."""
-    headers = _encode(entry.headers).decode() if entry.headers else None
-    return Row(entry.position, round(entry.time * 1e6), entry.subject, headers, entry.body)
+    return Row(entry.position, round(entry.time * 1e6), entry.subject, packed(entry.headers), entry.body)
 
 
 def entry_of(row: Row) -> Entry:
@@ -111,6 +119,19 @@ def read_head(file: Path) -> ArchiveHead | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise LogCorrupt(f"{path} cannot be read as the head of an archive: {error}") from None
+
+
+def pack_head(head: ArchiveHead) -> str:
+    """A head as text."""
+    return msgspec.json.encode(head).decode()
+
+
+def unpack_head(text: str) -> ArchiveHead:
+    """A head from its text. Raises LogCorrupt."""
+    try:
+        return msgspec.json.decode(text, type=ArchiveHead)
+    except msgspec.DecodeError as error:
+        raise LogCorrupt(f"the head in the file cannot be read: {error}") from None
 
 
 def write_head(file: Path, head: ArchiveHead) -> None:

@@ -1,46 +1,48 @@
 """Entries of a log put into a SQLite file as they are: with their positions, times and headers.
 
-The file is a log like any other: `SqliteLog.open(file, readonly=True)` reads it.
+The file is a log like any other: what reads or verifies an archive does so with an export. What was left out of it is
+a gap with that name, and the head is inside, so that one file is all there is to carry.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import msgspec
-
-from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
 from dspex.core.ports import Entry
-from dspex.core.subjects import Subjects
-from dspex.store import sqlite as log_file
+from dspex.store.archive import INSERT, start_file
+from dspex.store.chain import EMPTY, GAP, HEAD_INSIDE, ArchiveHead, Row, chained, gap_row, pack_head, row_of
 
 __all__ = ["import_entries"]
 
-_PUT = "INSERT OR IGNORE INTO log (position, time, subject, version, headers, body) VALUES (?, ?, ?, ?, ?, ?)"
+LEFT_OUT = "left out of this export"
 
 
-def import_entries(path: Path | str, entries: Iterable[Entry], *, epoch: str, subjects: Subjects | None = None) -> int:
+def import_entries(path: Path | str, entries: Iterable[Entry], *, epoch: str) -> int:
     """Write entries to a new file, and give how many it took. Raises LogError when the file is there already: what was
     exported once is not changed."""
-    path, subjects = Path(path), subjects or Subjects()
+    path = Path(path)
     if path.exists():
         raise LogError(f"{path} is there already; an export is never changed, choose another name")
     if not path.parent.is_dir():
         raise LogError(f"there is no folder {path.parent}")
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            start_file(file, epoch)
             file.execute("BEGIN IMMEDIATE")
-            for statement in log_file._SCHEMA:
-                file.execute(statement)
-            meta = [("epoch", epoch), ("format", str(log_file.FORMAT))]
-            file.executemany("INSERT INTO meta VALUES (?, ?)", meta)
-            count = file.executemany(_PUT, (_row(entry, subjects) for entry in entries)).rowcount
+            chain, position, count, gaps = EMPTY, 0, 0, 0
+            for row in _with_gaps(entries):
+                chain, position, count = chained(chain, row), row.position, count + 1
+                gaps += row.subject == GAP
+                file.execute(INSERT, (*row[:5], chain))
+            head = ArchiveHead(epoch=epoch, count=count, position=position, chain=chain.hex())
+            file.execute("INSERT INTO meta VALUES (?, ?)", (HEAD_INSIDE, pack_head(head)))
             file.execute("COMMIT")
-            return max(count, 0)
+            return count - gaps
     except sqlite3.Error as error:
         path.unlink(missing_ok=True)
         raise LogError(f"cannot write {path}: {error}") from None
@@ -49,8 +51,11 @@ def import_entries(path: Path | str, entries: Iterable[Entry], *, epoch: str, su
         raise
 
 
-def _row(entry: Entry, subjects: Subjects) -> tuple[object, ...]:
-    door = subjects.door_of(entry.subject)
-    version = 0 if door else decode_commit(entry.body, entry.position)[-1].version
-    headers = msgspec.json.encode(dict(entry.headers)).decode() if entry.headers else None
-    return entry.position, round(entry.time * 1_000_000), entry.subject, version, headers, entry.body
+def _with_gaps(entries: Iterable[Entry]) -> Iterator[Row]:
+    expected, now = 1, round(time.time() * 1e6)
+    for entry in entries:
+        if entry.position > expected:
+            yield gap_row(expected, entry.position - 1, now, LEFT_OUT)
+        if entry.position >= expected:
+            yield row_of(entry)
+            expected = entry.position + 1

@@ -20,6 +20,8 @@ __all__ = ["SELECT", "Reading", "connect", "finished"]
 T = TypeVar("T")
 
 SELECT = "SELECT position, time, subject, headers, body, chain FROM log"
+PLAIN = "SELECT position, time, subject, headers, body, x'' FROM log"
+"""The same of a log that was exported before rows were chained."""
 POLL = 0.2
 """Seconds until a tail looks again: another process writes, and cannot tell us."""
 _CHUNK = 1000
@@ -56,6 +58,7 @@ class Reading:
         self.file, self._connection, self._subjects = file, connection, subjects
         self._one = asyncio.Lock()
         self._closed = False
+        self._select = SELECT
         self.epoch = ""
 
     async def read(self, aggregate: str) -> list[Entry]:
@@ -77,13 +80,11 @@ class Reading:
     async def scan(self, after: int, limit: int = 1000, subject: str | None = None) -> list[Entry]:
         """Up to `limit` entries behind position `after`, in order."""
         matches = subject_filter(subject) if subject is not None else None
-        exact = subject is not None and "*" not in subject and not subject.endswith(">")
-        where = "subject = ? AND position > ?" if exact else "position > ?"
+        where, more = _where(subject)
         found: list[Entry] = []
         size = 0
         while len(found) < limit and size < SCAN_BYTES:
-            parameters = (subject, after) if exact else (after,)
-            rows = await self._rows(f"WHERE {where} ORDER BY position LIMIT {_CHUNK}", parameters)
+            rows = await self._rows(f"WHERE position > ?{where} ORDER BY position LIMIT {_CHUNK}", (after, *more))
             for row in rows:
                 if row.subject != GAP and (matches is None or matches(row.subject)) and len(found) < limit:
                     found.append(entry_of(row))
@@ -120,11 +121,25 @@ class Reading:
     async def _rows(self, where: str, parameters: tuple[object, ...]) -> list[Row]:
         async with self._one:
             if self._closed:
-                raise LogError(f"the archive {self.file} is closed")
+                raise LogError(f"{self.file} is closed")
             try:
                 return await finished(asyncio.to_thread(self._fetch, where, parameters))
             except sqlite3.Error as error:
-                raise LogError(f"cannot read the archive {self.file}: {error}") from None
+                raise LogError(f"cannot read {self.file}: {error}") from None
 
     def _fetch(self, where: str, parameters: tuple[object, ...]) -> list[Row]:
-        return [Row._make(row) for row in self._connection.execute(f"{SELECT} {where}", parameters)]
+        return [Row._make(row) for row in self._connection.execute(f"{self._select} {where}", parameters)]
+
+
+def _where(pattern: str | None) -> tuple[str, tuple[str, ...]]:
+    """What SQLite can leave out of a scan with a filter: every match satisfies it, and the filter itself decides.
+
+    A prefix that ends in a wildcard goes through the index only for subjects that are few; for many, the rows are read
+    in their order and looked at.
+    """
+    if pattern is None or pattern == ">":
+        return "", ()
+    if "*" not in pattern and not pattern.endswith(">"):
+        return " AND subject = ?", (pattern,)
+    tokens = ["*" if token in ("*", ">") else token for token in pattern.split(".")]
+    return " AND +subject GLOB ?", (".".join(tokens).replace("[", "[[]").replace("?", "[?]"),)

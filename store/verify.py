@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dspex.core.errors import LogCorrupt
-from dspex.store.chain import EMPTY, GAP, Gap, Row, chained, read_head
+from dspex.store.chain import EMPTY, GAP, HEAD_INSIDE, Gap, Row, chained, read_head, unpack_head
 from dspex.store.reading import SELECT, connect
 
 __all__ = ["MAX_FAULTS", "Fault", "Report", "healthy_rows", "verify"]
@@ -71,7 +71,7 @@ def verify(file: Path | str, *, epoch: str = "") -> Report:
         report.epoch = str(meta.get("epoch", ""))
         if epoch and report.epoch != epoch:
             report.add(0, f"it is the archive of log {report.epoch}, and the log is {epoch}")
-        _rows(connection, report)
+        _rows(connection, report, meta.get(HEAD_INSIDE))
         if not report.bad:
             _structure(connection, report)
     except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
@@ -94,9 +94,10 @@ def healthy_rows(connection: sqlite3.Connection) -> Iterator[Row]:
         yield row
 
 
-def _rows(connection: sqlite3.Connection, report: Report) -> None:
+def _rows(connection: sqlite3.Connection, report: Report, inside: str | None) -> None:
+    """Check every row. `inside` is the head of a file that travels alone."""
     try:
-        head = read_head(Path(report.file))
+        head = unpack_head(inside) if inside else read_head(Path(report.file))
     except LogCorrupt as error:
         report.add(0, str(error))
         head = None

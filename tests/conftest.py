@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contracts.log_contract", "tests.e2e.plain", "tests.e2e.running")
+pytest.register_assert_rewrite("dspex.store.contract", "tests.e2e.plain", "tests.e2e.running")
 
 from dspex.bus.server import ClusterPlace, Server, free_port  # noqa: E402  (assertions first)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dspex import Program
+from dspex.agents.registered import Registered
 from dspex.agents.worker import Worker
 from dspex.bus.pull import Delivery
 from dspex.bus.wire import Message
@@ -68,7 +69,10 @@ class Slots:
 
 def agent(program: Program, log: SlowLog, name: str = "one") -> Worker:
     client: Any = Client()
-    return Worker(program, agent=name, code="", client=client, log=log, subjects=Subjects(), on_worn=lambda why: None)
+    place = Registered(epoch="e", stream="DSPEX", consumer="c")
+    return Worker(
+        program, agent=name, code="", client=client, log=log, subjects=Subjects(), on_worn=lambda why: None, place=place
+    )
 
 
 def deliver(worker: Worker, position: int, body: bytes, times: int) -> None:

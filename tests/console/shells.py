@@ -86,6 +86,14 @@ class Shell:
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
+    def run(self, module: str, *arguments: str, **env: str) -> Ran:
+        """Another command that is a module of Python."""
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments], cwd=self.folder, env=environment(**env), capture_output=True,
+            text=True, timeout=100, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return Ran(done.returncode, done.stdout, done.stderr)
+
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "dspex", *arguments],

@@ -40,5 +40,5 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 async def plain(shared: Running) -> AsyncIterator[Plain]:
     """A client of the module's system."""
-    async with await Plain.connect(shared.url) as client:
+    async with await Plain.connect(shared.url, shared.log_file) as client:
         yield client

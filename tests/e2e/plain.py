@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections import Counter, defaultdict
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -102,18 +105,20 @@ class Story:
 class Plain:
     """One connection and the doors."""
 
-    def __init__(self, connection: Nats) -> None:
-        self.nc = connection
+    def __init__(self, connection: Nats, file: Path | None = None) -> None:
+        self.nc, self._file = connection, file
 
     @classmethod
-    async def connect(cls, url: str) -> Plain:
+    async def connect(cls, url: str, file: Path | None = None) -> Plain:
+        """`file` is the log when it is a SQLite file."""
         async def quiet(error: Exception) -> None:
             pass
 
         return cls(
             await nats.connect(
                 url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, ping_interval=5, error_cb=quiet, connect_timeout=5
-            )
+            ),
+            file,
         )
 
     async def close(self) -> None:
@@ -202,6 +207,8 @@ class Plain:
     async def story(self, story: Story | None = None) -> Story:
         """The whole stream up to its end now, by a consumer of our own; `story` is read on from where it stopped."""
         story = story or Story()
+        if self._file is not None:
+            return _of_file(self._file, story)
         js = self.nc.jetstream()
         last = (await js.stream_info("DSPEX")).state.last_seq
         if last <= story.head:
@@ -296,6 +303,16 @@ class Reply:
         assert set(error) == {"type", "message", "task"}
         assert self.headers["Nats-Service-Error"][:100] == " ".join(error["message"].split())[:100]
         return error
+
+
+def _of_file(file: Path, story: Story) -> Story:
+    """The rows of a log in SQLite, read on from where the story stopped."""
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT position, subject, body, headers FROM log WHERE position > ? ORDER BY position", (story.head,))
+        for position, subject, body, headers in rows:
+            assert position == story.head + 1, "the log has a gap"
+            story.entries.append(Stored(position, subject, body, json.loads(headers) if headers else {}))
+    return story
 
 
 def _bytes(body: object) -> bytes:

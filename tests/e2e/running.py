@@ -16,6 +16,8 @@ from tests.e2e.plain import Plain
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "programs.py"
+LOG = os.environ.get("DSPEX_TEST_LOG", "jetstream")
+"""Where the log of every system here is: with `sqlite` all of these tests can be run on the other one."""
 
 
 class Running:
@@ -24,7 +26,7 @@ class Running:
     def __init__(self, data: Path, *plans: tuple[str, int], words: Path | None = None, **options: Any) -> None:
         apps = [(app if ".py" in app else f"{PROGRAMS}:{app}", agents) for app, agents in plans]
         self.data = data
-        self.spec = {"plans": apps, "data": str(data), "durability": "process", **options}
+        self.spec = {"plans": apps, "data": str(data), "durability": "process", "log": LOG, **options}
         self.events: list[dict[str, Any]] = []
         self.process: subprocess.Popen[str] | None = None
         self._words = words or data.parent / f"{data.name}.stderr"
@@ -128,7 +130,12 @@ class Running:
         return str(self.event("ready")["nats"])
 
     async def plain(self) -> Plain:
-        return await Plain.connect(self.url)
+        return await Plain.connect(self.url, self.log_file)
+
+    @property
+    def log_file(self) -> Path | None:
+        """The log, when it is a SQLite file."""
+        return self.data / "log.db" if self.spec["log"] == "sqlite" else None
 
     # -- processes
 
@@ -149,7 +156,8 @@ class Running:
         return children(self.supervisor())
 
     def registrar(self) -> int:
-        return self._called("registrar-")
+        """The registrar, or the log process that does its work, too."""
+        return self._called("log-" if self.log_file is not None else "registrar-")
 
     def archivist(self) -> int:
         return self._called("archivist-")
@@ -160,7 +168,7 @@ class Running:
     def agent_pids(self) -> list[int]:
         """The agents, in the order they were born."""
         unborn = called(self.supervisor())  # a fork has its parent's name until it takes its own
-        others = ("registrar-", "archivist-", unborn)
+        others = ("registrar-", "log-", "archivist-", unborn)
         return [pid for pid in self.below_supervisor() if not called(pid).startswith(others)]
 
     def descendants(self) -> list[int]:

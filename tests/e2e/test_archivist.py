@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.log_contract import commit, put
 from tests.e2e.running import HERE, PROGRAMS, Running
 
 from dspex import afind_tasks
@@ -35,6 +34,7 @@ from dspex.core.events import Head
 from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState, fold
 from dspex.store.archive import Archive
+from dspex.store.contract import commit, put
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.mend import compare
 from dspex.store.verify import Report, verify

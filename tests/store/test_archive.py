@@ -145,7 +145,7 @@ async def test_another_logs_archive_is_refused_and_can_be_set_aside(file: Path) 
 
 async def test_one_process_writes(file: Path) -> None:
     archive = await Archive.open(file, epoch=EPOCH)
-    with pytest.raises(LogError, match="another process writes"):
+    with pytest.raises(LogError, match="already open for writing in process"):
         await Archive.open(file, epoch=EPOCH)
     reader = await Archive.open(file, readonly=True)
     assert await reader.head() == COUNT

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.bus.client import Client
 from dspex.bus.server import Server
@@ -19,6 +18,7 @@ from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Connection, Entry, Log, Message, Subscription
 from dspex.core.subjects import Subjects
 from dspex.store import JetStreamLog
+from dspex.store.contract import LogContract, commit, positions, put
 
 TASK = "task.qabot.1"
 _numbers = itertools.count(1)

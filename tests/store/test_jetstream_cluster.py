@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit
 from tests.store.test_jetstream import Stream
 
 from dspex.bus.client import Client
@@ -17,6 +16,7 @@ from dspex.core.events import Head
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects
 from dspex.store import JetStreamLog
+from dspex.store.contract import LogContract, commit
 
 if TYPE_CHECKING:
     from tests.conftest import Cluster

@@ -7,11 +7,11 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.contracts.log_contract import LogContract
 
 from dspex.core.ports import Log
 from dspex.core.subjects import Subjects
 from dspex.store import MemoryLog
+from dspex.store.contract import LogContract
 
 
 class Memory:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.contracts.log_contract import commit, positions
 
 from dspex.core.codec import encode_commit
 from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
 from dspex.store import MemoryLog, SqliteLog
+from dspex.store.contract import commit, positions
 from dspex.store.rules import subject_filter
 
 NAMES = ["task.a.1", "task.a.2", "agent.a.1"]

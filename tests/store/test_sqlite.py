@@ -16,7 +16,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.contracts.log_contract import LogContract, commit, positions, put
 
 from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
@@ -24,6 +23,7 @@ from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
 from dspex.store import SqliteLog
+from dspex.store.contract import BackendContract, commit, positions, put
 from dspex.store.sqlite import Durability
 
 TASK = "task.qabot.1"
@@ -45,13 +45,13 @@ class File:
         pass
 
 
-class TestSqlitePower(LogContract):
+class TestSqlitePower(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "power")
 
 
-class TestSqliteProcess(LogContract):
+class TestSqliteProcess(BackendContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> File:
         return File(tmp_path, "process")
@@ -124,7 +124,7 @@ async def test_the_log_is_free_again_after_close(path: Path) -> None:
 async def test_durability_decides_about_fsync(path: Path, durability: Durability, level: int) -> None:
     log = await SqliteLog.open(path, durability=durability)
     assert log._writer is not None
-    ((found,),) = await log._writer.execute_fetchall("PRAGMA synchronous")
+    ((found,),) = log._writer.execute("PRAGMA synchronous").fetchall()
     assert found == level
     await log.close()
 
@@ -146,7 +146,7 @@ async def test_what_waits_is_written_before_closing(path: Path) -> None:
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_text("dear diary, " * 1000)
-    with pytest.raises(LogError, match=r"cannot open the log .*log\.db: file is not a database"):
+    with pytest.raises(LogError, match=r"cannot open .*log\.db: file is not a database"):
         await SqliteLog.open(path)
     assert path.read_text() == "dear diary, " * 1000
 
@@ -157,7 +157,7 @@ async def test_another_programs_database_is_refused_and_left_alone(path: Path) -
         other.commit()
     before = path.read_bytes()
     for readonly in (False, True):
-        with pytest.raises(LogError, match=r"log\.db is no dspex log"):
+        with pytest.raises(LogError, match=r"log\.db is no log of dspex"):
             await SqliteLog.open(path, readonly=readonly)
     assert path.read_bytes() == before
 
@@ -173,7 +173,7 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
 
 async def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogError, match="cannot write the log"):
+    with pytest.raises(LogError, match="cannot be used: Not a directory"):
         await SqliteLog.open(tmp_path / "file" / "log.db")
 
 
@@ -209,7 +209,7 @@ async def test_more_than_the_queue_holds_is_written_all_the_same(path: Path) -> 
 
 
 async def test_heads_that_were_forgotten_are_looked_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspex.store.sqlite._HEADS_KEPT", 3)
+    monkeypatch.setattr("dspex.store.sqlite.HEADS_KEPT", 3)
     log = await SqliteLog.open(path, durability="process")
     heads = {name: await put(log, name, count=2) for name in (f"task.qabot.{i}" for i in range(10))}
     for name, head in heads.items():
@@ -226,7 +226,7 @@ _WRITER = """
     from dspex.core.events import Head
     from dspex.core.ports import Appended
     from dspex.store import SqliteLog
-    from tests.contracts.log_contract import commit
+    from dspex.store.contract import commit
 
     async def main():
         log = await SqliteLog.open(sys.argv[1], durability=sys.argv[2])
@@ -319,8 +319,8 @@ async def test_only_the_appends_that_did_not_fit_fail(path: Path) -> None:
     log = await SqliteLog.open(path)
     head = await put(log, TASK)
     assert log._writer is not None
-    ((pages,),) = await log._writer.execute_fetchall("PRAGMA page_count")
-    await log._writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 20}")
+    ((pages,),) = log._writer.execute("PRAGMA page_count").fetchall()
+    log._writer.execute(f"PRAGMA max_page_count = {pages + 20}")
     small = [f"task.qabot.{i}" for i in range(2, 12)]
     large = [f"task.qabot.{i}" for i in range(12, 15)]
     results = await asyncio.gather(
@@ -333,7 +333,7 @@ async def test_only_the_appends_that_did_not_fit_fail(path: Path) -> None:
     assert "full" in str(results[5])
     for name in large:
         assert await log.read(name) == []
-    await log._writer.execute_fetchall("PRAGMA max_page_count = 1000000")
+    log._writer.execute("PRAGMA max_page_count = 1000000")
     for name in large:
         await put(log, name)
     await put(log, TASK, head=head)

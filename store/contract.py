@@ -1,9 +1,11 @@
-"""What every log does, whatever it is built on. A backend is done when its subclass of LogContract passes."""
+"""What every log does, whatever it is built on. A backend is done when its subclass of LogContract passes, and for one
+that a log process is to own, of BackendContract too. See docs/backends.md; needs pytest and pytest-asyncio.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -12,10 +14,10 @@ import pytest
 from dspex.core.codec import encode_commit, events_of
 from dspex.core.errors import LogError
 from dspex.core.events import Event, Head, TaskDeadLettered
-from dspex.core.ports import Appended, Conflict, Entry, Log
+from dspex.core.ports import Appended, Backend, Conflict, Entry, Log, Stored, Taken
 from dspex.core.subjects import Subjects
 
-__all__ = ["LogContract", "Place", "commit", "positions", "put"]
+__all__ = ["BackendContract", "LogContract", "Place", "commit", "positions", "put"]
 
 TASK = "task.qabot.1"
 
@@ -263,7 +265,7 @@ class LogContract:
                 await put(log, name, head=Head(version, last.position if last is not None else 0))
             await log.store(door("task", "qabot"), b"{}", {})
         everything = await log.scan(0)
-        wanted = {
+        wanted: dict[str, Callable[[str], bool]] = {
             ">": lambda subject: True,
             event("task.qabot.1"): lambda subject: subject == event("task.qabot.1"),
             event("task.qabot.*"): lambda subject: subject.startswith(event("task.qabot.")),
@@ -473,3 +475,53 @@ class LogContract:
         ):  # fmt: skip
             with pytest.raises(LogError, match="closed"):
                 await work
+
+
+class BackendContract(LogContract):
+    """The same for a log that a log process can own: rows as they come from the bus."""
+
+    @pytest.fixture
+    async def backend(self, log: Log) -> Backend:
+        assert callable(getattr(log, "put", None)), "a backend has a method put"
+        return log  # type: ignore[return-value]
+
+    async def test_rows_are_kept_as_they_came(self, backend: Backend, place: Place) -> None:
+        subject, body = place.subjects.event(TASK), b'[{"not": "understood",  "by": "anybody"}]'
+        door = place.subjects.door("task", "qabot")
+        first, second = await asyncio.gather(backend.put(subject, body, {}, 0), backend.put(door, b"", {"a": "ü"}))
+        assert isinstance(first, Stored) and isinstance(second, Stored)
+        assert (first.position, second.position) == (1, 2)
+        found = await backend.scan(0)
+        assert [(entry.subject, entry.body, entry.headers) for entry in found] == [
+            (subject, body, {}), (door, b"", {"a": "ü"})
+        ]  # fmt: skip
+        assert [entry.time for entry in found] == [first.time, second.time]
+
+    async def test_of_rows_that_expect_the_same_the_first_is_stored(self, backend: Backend, place: Place) -> None:
+        subject = place.subjects.event(TASK)
+        putting = [backend.put(subject, b"[%d]" % number, {}, 0) for number in range(20)]
+        found = await asyncio.gather(*putting)
+        assert isinstance(found[0], Stored) and found[0].position == 1
+        assert found[1:] == [Taken(1)] * 19
+        assert await backend.put(subject, b"[0]", {}, 7) == Taken(1)
+        assert await backend.put(place.subjects.event("task.qabot.2"), b"[0]", {}, 7) == Taken(0)
+        assert len(await backend.scan(0)) == 1
+
+    async def test_rows_and_appends_see_each_other(self, backend: Backend, place: Place) -> None:
+        body = encode_commit(commit(TASK))
+        stored = await backend.put(place.subjects.event(TASK), body, {}, 0)
+        assert isinstance(stored, Stored)
+        assert await backend.append(TASK, commit(TASK, mark="late"), Head()) == Conflict(Head(1, stored.position))
+        head = await put(backend, TASK, head=Head(1, stored.position))
+        assert await backend.put(place.subjects.event(TASK), body, {}, stored.position) == Taken(head.position)
+
+    async def test_positions_follow_the_order_of_the_calls(self, backend: Backend, place: Place) -> None:
+        door = place.subjects.door("task", "qabot")
+        found = await asyncio.gather(*(backend.put(door, b"%d" % number, {}) for number in range(500)))
+        assert [row.position for row in found] == list(range(1, 501))
+        assert [entry.body for entry in await backend.scan(0)] == [b"%d" % number for number in range(500)]
+
+    async def test_a_closed_backend_takes_nothing(self, backend: Backend, place: Place) -> None:
+        await backend.close()
+        with pytest.raises(LogError, match="closed"):
+            await backend.put(place.subjects.door("task", "qabot"), b"{}", {})

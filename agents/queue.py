@@ -1,0 +1,168 @@
+"""The queue that a log process fills: what waits for an agent, as a disposable JetStream stream.
+
+The log is the truth. The queue holds at most one message for each task or signal, so putting everything into it again
+after a crash changes nothing about what is still there and in the hands of an agent. When it is full or away, positions
+wait here and are read from the log when there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from dspex.bus import streams
+from dspex.bus.client import Client, Message
+from dspex.core import headers as h
+from dspex.core.errors import ConnectionFailed, LogError
+from dspex.core.ports import Entry, Log
+from dspex.core.standing import Standing
+from dspex.core.subjects import Subjects
+
+__all__ = ["Queue"]
+
+logger = logging.getLogger("dspex.agents")
+
+IN_FLIGHT = 4096
+"""Messages on their way to the server at once; more wait with the rest."""
+CHUNK = 256
+RETRY = 0.1
+THERE = 10071
+_TRAVELS = re.compile(r"Dspex-[A-Za-z-]{1,64}|traceparent|tracestate")
+
+
+class _Answer(msgspec.Struct):
+    error: dict[str, object] | None = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Queue:
+    """Fills the queue of one log. `standing` says what is still open."""
+
+    def __init__(self, client: Client, log: Log, subjects: Subjects, standing: Standing) -> None:
+        self._client, self._log, self._subjects, self._standing = client, log, subjects, standing
+        self._waiting: deque[tuple[str, int, bool]] = deque()
+        """Door, position, and whether it may have been delivered before."""
+        self._flying = 0
+        self._stirred = asyncio.Event()
+        self._missing = False
+        self._chunk = CHUNK
+
+    @property
+    def waiting(self) -> int:
+        """How many wait here because the queue does not take them."""
+        return len(self._waiting)
+
+    def add(self, door: str, program: str, entry: Entry) -> None:
+        """Something new was stored."""
+        if self._waiting or self._flying >= IN_FLIGHT:
+            self._waiting.append((door, entry.position, False))
+            self._stirred.set()
+        else:
+            self._send(door, program, entry, known=False)
+
+    def fill(self) -> None:
+        """Put in everything that is open and awake; what is there already stays as it is."""
+        self._waiting.clear()
+        self._waiting.extend(("task", task, True) for task in sorted(self._standing.awake))
+        self._waiting.extend(("signal", signal, True) for signal in sorted(self._standing.signals))
+        self._stirred.set()
+
+    async def work(self) -> None:
+        """Feed what waits, as the queue has room, until cancelled."""
+        while True:
+            await self._stirred.wait()
+            if not self._waiting:
+                self._stirred.clear()
+                continue
+            try:
+                if self._missing:
+                    await streams.ensure_queue(self._client, self._subjects, self._log.epoch)
+                    self._missing = False
+                failed = await self._feed()
+            except (LogError, ConnectionFailed, TimeoutError) as error:
+                logger.debug("the queue is not filled: %s", error)
+                failed = True
+            self._chunk = 1 if failed else min(2 * self._chunk, CHUNK)  # while it is full, only knock
+            if failed:
+                await asyncio.sleep(RETRY)
+
+    async def _feed(self) -> bool:
+        """Send the next that wait; whether some have to be sent again."""
+        chunk: list[tuple[str, int, bool]] = []
+        while self._waiting and len(chunk) < self._chunk:
+            chunk.append(self._waiting.popleft())
+        sent: list[asyncio.Future[bool]] = []
+        try:
+            for door, position, known in chunk:
+                program = self._program_of(door, position)
+                entry = await self._log.entry(position) if program else None
+                if program and entry:
+                    sent.append(self._send(door, program, entry, known=known))
+            chunk = []
+        finally:
+            self._waiting.extendleft(reversed(chunk))
+        taken = [await each for each in sent]
+        return not all(taken)
+
+    def _program_of(self, door: str, position: int) -> str | None:
+        if door == "task":
+            return self._standing.awake.get(position)
+        about = self._standing.signals.get(position)
+        return about[0] if about else None
+
+    def _send(self, door: str, program: str, entry: Entry, *, known: bool) -> asyncio.Future[bool]:
+        """Put one message in, unless it is there; the future says whether it is there then."""
+        position = entry.position
+        headers = {
+            h.EXPECTED: "0", h.TASK: str(position), h.TIME: str(round(entry.time * 1e6)), **_forwarded(entry.headers)
+        }  # fmt: skip
+        if known:
+            headers[h.KNOWN] = "1"
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._flying += 1
+        try:
+            call = self._client.call(self._subjects.queue(door, program, position), entry.body, headers=headers)
+        except ConnectionFailed:
+            self._flying -= 1
+            self._again(door, position, known)
+            done.set_result(False)
+            return done
+        call.add_done_callback(lambda it: self._sent(it, door, position, known, done))
+        return done
+
+    def _sent(
+        self, call: asyncio.Future[Message], door: str, position: int, known: bool, done: asyncio.Future[bool]
+    ) -> None:
+        self._flying -= 1
+        if call.cancelled() or call.exception() is not None:
+            taken, known = False, True  # it may be there
+        else:
+            reply = call.result()
+            self._missing = self._missing or reply.status == 503
+            answer = _decode(reply.data) if not reply.status else _Answer({"err_code": 0})
+            taken = answer.error is None or answer.error.get("err_code") == THERE
+        if not taken:
+            self._again(door, position, known)
+        if not done.done():
+            done.set_result(taken)
+
+    def _again(self, door: str, position: int, known: bool) -> None:
+        self._waiting.append((door, position, known))
+        self._stirred.set()
+
+
+def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that an agent has to see; those of the log's own stay behind."""
+    if not headers:
+        return {}
+    return {
+        name: value for name, value in headers.items()
+        if _TRAVELS.fullmatch(name) and name not in (h.TASK, h.TIME, h.KNOWN)
+    }  # fmt: skip
