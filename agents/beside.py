@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
@@ -139,11 +140,13 @@ class Beside:
 
     # -- forgetting
 
-    async def forget(self, program: str, task: str) -> Gone:
-        """Destroy the keys of a task here and in the bus, erase what came of it in the open, and remove the objects
-        that only it names. Raises LogError."""
+    async def forget(self, program: str, task: str, write_down: Callable[[], Awaitable[object]] | None = None) -> Gone:
+        """Have it written down, then destroy the keys of a task here and in the bus, erase what came of it in the open,
+        and remove the objects that only it names. Raises LogError."""
         await self.once()
-        async with self._one:
+        async with self._one:  # so that nobody comes upon what was written down before us
+            if write_down is not None:
+                await write_down()
             return await self._forget(program, task)
 
     async def _forget(self, program: str, task: str) -> Gone:

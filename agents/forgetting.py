@@ -79,15 +79,17 @@ class Forgetter:
             raise Conflict(f"task {task} has not ended; wait for it, or say --force: it will then fail", task=task)
         privacy = aggregate("privacy", program, task)
         known = await self._log.last(privacy)
-        if known is None:
-            if ended and not await task_is_sealed(archive, self._subjects, program, task):
-                raise Conflict(
-                    f"nothing of task {task} is sealed, for {program} has no Private field; what the log and the "
-                    "archive hold in the open cannot be taken out of them", task=task,
-                )  # fmt: skip
-            event = TaskForgotten(task=task, actor=wanted.actor or "somebody", reason=wanted.reason)
+        if known is None and ended and not await task_is_sealed(archive, self._subjects, program, task):
+            raise Conflict(
+                f"nothing of task {task} is sealed, for {program} has no Private field; what the log and the archive "
+                "hold in the open cannot be taken out of them", task=task,
+            )  # fmt: skip
+        event = TaskForgotten(task=task, actor=wanted.actor or "somebody", reason=wanted.reason)
+
+        async def write_down() -> None:
             await record(self._log, privacy, [event], source=self._source, causation=task)
-        gone = await beside.forget(program, task)
+
+        gone = await beside.forget(program, task, write_down if known is None else None)
         body = {"task": task, "program": program, **msgspec.to_builtins(gone)}
         request.respond(msgspec.json.encode(body))
 
