@@ -24,6 +24,7 @@ from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.service import Service
 from dspex.core import headers as h
 from dspex.core.effects import branching
@@ -31,7 +32,8 @@ from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.sealing import guard_of
+from dspex.core.subjects import aggregate
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
 
@@ -81,7 +83,7 @@ def agent_main(link: Link, life: Life, spec: AgentSpec) -> int:
 class _Agent:
     def __init__(self, link: Link, life: Life, spec: AgentSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.state = "starting"
         self.stopping = asyncio.Event()
         self.status, self.why, self.grace = 0, "", GRACE
@@ -106,6 +108,11 @@ class _Agent:
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
+        about = program.describe()
+        if client.identity.account and guard_of(about.input_schema, about.output_schema).private:
+            what = "has private fields, and access rules give agents no way to the keys yet: start it without --secure"
+            self.link.send({"refused": f"{program.name} {what}"})
+            return EXIT_REFUSED
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
         if place is None:

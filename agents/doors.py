@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from dspex.agents.assignments import Assignments, decode_proposal
+from dspex.agents.owners import asker_of
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client, Message
@@ -107,7 +108,9 @@ class Doors:
         return headers
 
     def _store(self, request: Request, body: bytes, headers: dict[str, str], then: _Then) -> None:
-        stored = asyncio.ensure_future(self._client.call(self._task_subject, body, headers=headers))
+        asker = asker_of(self._client, request.headers)
+        subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
+        stored = asyncio.ensure_future(self._client.call(subject, body, headers=headers))
         stored.add_done_callback(lambda future: then(request, future))
 
     def _submitted(self, request: Request, stored: asyncio.Future[Message]) -> None:
@@ -136,7 +139,7 @@ class Doors:
     async def result(self, request: Request) -> None:
         wait = h.wait_of(request.headers)
         kind, name = task_id_of(request.data)
-        task = await self._results.find(kind, name)
+        task = await self._results.find(kind, name, asker_of(self._client, request.headers))
         try:
             body, headers = await self._results.wait(task, wait)
         except asyncio.CancelledError:  # this agent stops: say how things stand instead of nothing

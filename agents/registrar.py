@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
+from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
@@ -25,13 +26,14 @@ from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.vault import master_from
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
-from dspex.core.subjects import Subjects, aggregate, valid_token
+from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
 
 __all__ = ["RegistrarSpec", "registrar_main"]
@@ -79,7 +81,7 @@ def registrar_main(link: Link, life: Life, spec: RegistrarSpec) -> int:
 class _Registrar:
     def __init__(self, link: Link, life: Life, spec: RegistrarSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.source = f"/registrar/{spec.name}"
         self.stopping = asyncio.Event()
         self.status = 0
@@ -151,6 +153,8 @@ class _Registrar:
         await self._recall()
         await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
+        service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
         working = [asyncio.create_task(work) for work in (self._register_all(), lease.keep(), self.ground.work())]
@@ -173,6 +177,11 @@ class _Registrar:
                         self.programs[event.data.program] = event.data
             after = entries[-1].position
 
+    def _tell(self, request: Request) -> None:
+        """Say what is private of a program: whoever submits to it has to know."""
+        known = self.programs.get(request.message.subject.rpartition(".")[2])
+        request.respond(msgspec.json.encode(Told.of(known.input_schema, known.output_schema) if known else Told()))
+
     def _take(self, request: Request) -> None:
         try:
             wanted = msgspec.json.decode(request.data, type=_Registration)
@@ -180,6 +189,9 @@ class _Registrar:
             raise InvalidInput(f"the registration is not understood: {error}") from None
         if not valid_token(wanted.registration.program):
             raise InvalidInput(f"{wanted.registration.program[:80]!r} cannot be a program's name")
+        own = request.message.subject.removeprefix(self.subjects.registry("register")).removeprefix(".")
+        if own and own != wanted.registration.program:
+            raise InvalidInput(f"an agent of {own} cannot register {wanted.registration.program[:80]}")
         try:
             self.waiting.put_nowait((wanted, request))
         except asyncio.QueueFull:

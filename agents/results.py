@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from dspex.agents.keys import key_aggregate
+from dspex.agents.owners import may_see
 from dspex.agents.vault import Vault, held_of
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
@@ -77,24 +78,32 @@ class Results:
         self._client, self._log, self._subjects, self._program = client, log, subjects, program
         self._vault = vault
 
-    async def find(self, kind: str, name: str) -> str:
-        """The task id for an id or a key. Raises NotFound."""
+    async def find(self, kind: str, name: str, asker: str = "") -> str:
+        """The task id for an id or a key, as the account `asker` may see it. Raises NotFound."""
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
-            if entry is None and position > 0 and await self._log.last(aggregate("task", self._program, position)):
-                return str(position)  # its input was private and came in the open, so that its message was erased
+            if entry is None and position > 0 and await self._was_erased(position):
+                return str(position)
             if entry is None and 0 < position <= await self._log.head():
                 raise forgotten(self._program, name)
-            if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
+            if (
+                entry is None or self._subjects.door_of(entry.subject) != ("task", self._program)
+                or not may_see(asker, self._subjects.tenant_of(entry.subject))
+            ):  # fmt: skip
                 raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
             return str(position)
-        entry = await self._log.last(key_aggregate(self._program, name))
+        entry = await self._log.last(key_aggregate(self._program, name, asker))
         if entry is None:
             raise NotFound(f"{self._program} has no task with the key {name[:80]!r}")
         bound = decode_commit(entry.body, entry.position)[0].data
         assert isinstance(bound, KeyBound)
         return bound.task
+
+    async def _was_erased(self, position: int) -> bool:
+        """Whether the message of a task is gone because its input was private and came in the open."""
+        name = aggregate("task", self._program, position)
+        return not self._subjects.tenants and await self._log.last(name) is not None
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""

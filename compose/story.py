@@ -97,7 +97,7 @@ class FileSource:
     """A log, an export or an archive in a SQLite file, read without a server."""
 
     def __init__(self, log: _Readable, prefix: str = "dspex", vault: Vault | None = None) -> None:
-        self.log, self.subjects = log, Subjects(prefix)
+        self.log, self.subjects = log, Subjects(prefix, tenants=True)
         self.vault = vault or vault_of_file(None)
 
     @classmethod
@@ -106,10 +106,10 @@ class FileSource:
         from dspex.store import Archive, SqliteLog
         from dspex.store.archive import is_archive
 
-        vault = vault_of_file(Path(path), master)
+        vault, subjects = vault_of_file(Path(path), master), Subjects(prefix, tenants=True)
         if is_archive(Path(path)):
-            return cls(await Archive.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)
-        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix, vault)
+            return cls(await Archive.open(path, subjects=subjects, readonly=True), prefix, vault)
+        return cls(await SqliteLog.open(path, subjects=subjects, readonly=True), prefix, vault)
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         async for page in self.pages(**query):
@@ -151,8 +151,9 @@ class FileSource:
         about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
         story = [found, *about[0], *about[1]]
         for kind in ("outcome", "signal"):
-            found_there = await self.log.holding(self.subjects.door(kind, door[1]), task)
-            story += [entry for entry in found_there if _names(entry.body, task)]
+            for subject in self.subjects.filters(kind, door[1]):
+                holding = await self.log.holding(subject, task)
+                story += [entry for entry in holding if _names(entry.body, task)]
         return sorted(story, key=lambda entry: entry.position)
 
     async def _of_aggregate(self, name: str) -> list[Entry]:

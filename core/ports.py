@@ -34,7 +34,7 @@ MAX_OBJECT = 64 << 20
 """The most bytes that an object beside the log may have."""
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One message of the log: a commit or a door message. `time` is when it was stored, seconds since the epoch."""
 
     position: int

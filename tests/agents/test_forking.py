@@ -23,6 +23,7 @@ from dspex.core.errors import LogError
 from dspex.core.events import EffectRecorded, Event, Head, Payload, TaskCompleted, TaskForked
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Conflict
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
 from dspex.store.memory import MemoryLog
 
@@ -82,7 +83,7 @@ class Log(MemoryLog):
 def run_of(log: MemoryLog, task: int) -> Run:
     """An attempt on a task, with nothing but a log."""
     delivery = cast(Delivery, type("Given", (), {"position": task})())
-    seat = Seat("a", "x", "c", "/agents/a", log, cast(Any, None), cast(Any, None), 1 << 20, asyncio.get_running_loop())
+    seat = Seat("a", "x", "c", "/agents/a", log, cast(Any, None), cast(Any, None), 1 << 20, asyncio.get_running_loop(), cast(Any, None), Guard())
     return Run(seat, delivery, cast(Any, None), "plans", 0.0, 1e9)
 
 

@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from dspex import Program, Schema
 from dspex.agents.run import Run
+from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Given, Waiting, Woken
 from dspex.bus.pull import ACK, Delivery
@@ -29,8 +30,10 @@ from dspex.core.events import (
     TaskRetried,
     TaskSleeping,
 )
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState
+from dspex.store.aside import MemoryKeys, MemoryObjects
 from dspex.store.memory import MemoryLog
 
 OURS, THEIRS = "0123456789ab", "ba9876543210"
@@ -51,6 +54,10 @@ class Drains(Program):
 
     def predict(self, input: Input) -> Output:
         return self.Output(n=input.n)
+
+
+def nothing_private() -> tuple[Vault, Guard]:
+    return Vault(MemoryKeys(), MemoryObjects()), Guard()
 
 
 class Words:
@@ -75,9 +82,12 @@ class Desk:
 
     def __init__(self) -> None:
         self.log, self.words, self.ended = MemoryLog(SUBJECTS), Words(), list[Payload]()
-        waiting = Waiting(cast(Any, self.words), self.log, SUBJECTS, "drains", "/agents/a")
-        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, self.settle)
+        waiting = Waiting(cast(Any, self.words), self.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
+        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, cast(Any, self))
         self.task = 0
+
+    def acknowledge(self, run: Run) -> None:
+        self.words.acknowledge(run.delivery.message, ACK)
 
     async def settle(self, run: Run, payload: Payload) -> None:
         assert run.claimed, "no attempt of ours begins"
@@ -153,7 +163,7 @@ async def test_a_wake_is_handed_back_as_another_wake(desk: Desk) -> None:
 
 
 async def test_a_wake_for_a_task_that_runs_is_lost_only_when_its_holder_has_a_delivery(desk: Desk) -> None:
-    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a")
+    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
     await desk.hand_back(CLAIM)
     assert await waiting.woken(wake_of(desk.task), OURS) is None
     assert await waiting.woken(wake_of(desk.task, 2), OURS) is not None, "its taker has died"
@@ -220,7 +230,7 @@ async def test_a_signal_that_was_taken_wakes_nobody_again(desk: Desk) -> None:
     await desk.append(inbox, SignalReceived(name="go", position=5, value=Raw(b"1")))
     await desk.hand_back(CLAIM, taken, waits, ago=500.0)
     assert desk.task > 1
-    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a")
+    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
     events = [Event("task.drains.1", n, rfc3339(0), "", "", "", it) for n, it in enumerate((CLAIM, taken, waits), 1)]
     assert await waiting.due("1", events) is None
     other = [*events[:1], *events[2:]]
