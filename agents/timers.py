@@ -36,7 +36,8 @@ async def rearm(client: Client, log: Log, subjects: Subjects, standing: Standing
 async def _rearm(
     client: Client, log: Log, subjects: Subjects, standing: Standing, task: int, program: str
 ) -> None:
-    name, vault = str(task), Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    name = str(task)
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
     waiting = Waiting(client, log, subjects, program, "", vault, Guard())
     try:
         submission = await log.entry(task)

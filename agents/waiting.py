@@ -205,6 +205,12 @@ class Waiting:
             await erase_message(self._client, self._subjects.stream, delivery.position)
         self._client.respond(delivery.message, ACK)
 
+    def _may_tell(self, signal: str, submission: str) -> bool:
+        """Whether whoever sent a signal may say something to the task: its own account, the console, and ours."""
+        if not self._subjects.tenants or self._subjects.tenant_of(signal) == self._client.identity.account:
+            return True
+        return same_tenant(self._subjects, signal, submission)
+
     async def _opened(self, message: Message) -> bytes:
         """The body of a signal; a log process seals one to a private program before it writes it. One that cannot be
         opened any more says nothing."""
@@ -224,12 +230,6 @@ class Waiting:
             return None
         sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
         return kept_input(await sealer.key(), self._program, entry.body, self._guard, entry.headers, entry.time)
-
-    def _may_tell(self, signal: str, submission: str) -> bool:
-        """Whether whoever sent a signal may say something to the task: its own account, the console, and ours."""
-        if not self._subjects.tenants or self._subjects.tenant_of(signal) == self._client.identity.account:
-            return True
-        return same_tenant(self._subjects, signal, submission)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""

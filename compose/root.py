@@ -70,9 +70,9 @@ class SystemSpec:
     archive: bool = True
     debug: bool = False
     retention: Bounds = field(default_factory=Bounds)
-    master: str = ""
     secure: bool = False
     host: str = "127.0.0.1"
+    master: str = ""
 
 
 def run_root(

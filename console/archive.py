@@ -134,10 +134,11 @@ async def _beside(client: Client, subjects: Subjects, file: Path, against_log: b
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
-    plain = await log_of(client, subjects)
-    log = VeiledLog(plain, subjects, Vault(NatsKeys(client, subjects), NatsObjects(client, subjects)))
-    restored = await restored_to(client, subjects) if isinstance(plain, JetStreamLog) else 0
-    report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
+    log = await log_of(client, subjects)
+    restored = await restored_to(client, subjects) if isinstance(log, JetStreamLog) else 0
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    veiled = VeiledLog(log, subjects, vault)
+    report, mended = await examine(file, veiled, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.agents.delivering import nothing_private
 
 from dspex import InvalidInput, NotFound, Program, Schema, effect, idempotency_key
 from dspex.agents import forking
@@ -23,7 +24,6 @@ from dspex.core.errors import LogError
 from dspex.core.events import EffectRecorded, Event, Head, Payload, TaskCompleted, TaskForked
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Conflict
-from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
 from dspex.store.memory import MemoryLog
 
@@ -83,7 +83,8 @@ class Log(MemoryLog):
 def run_of(log: MemoryLog, task: int) -> Run:
     """An attempt on a task, with nothing but a log."""
     delivery = cast(Delivery, type("Given", (), {"position": task})())
-    seat = Seat("a", "x", "c", "/agents/a", log, cast(Any, None), cast(Any, None), 1 << 20, asyncio.get_running_loop(), cast(Any, None), Guard())
+    none, loop = cast(Any, None), asyncio.get_running_loop()
+    seat = Seat("a", "x", "c", "/agents/a", log, none, none, 1 << 20, loop, *nothing_private())
     return Run(seat, delivery, cast(Any, None), "plans", 0.0, 1e9)
 
 

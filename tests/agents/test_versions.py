@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 from msgspec import Raw
+from tests.agents.delivering import nothing_private
 
 from dspex import Program, Schema
 from dspex.agents.run import Run
-from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Given, Waiting, Woken
 from dspex.bus.pull import ACK, Delivery
@@ -30,10 +30,8 @@ from dspex.core.events import (
     TaskRetried,
     TaskSleeping,
 )
-from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState
-from dspex.store.aside import MemoryKeys, MemoryObjects
 from dspex.store.memory import MemoryLog
 
 OURS, THEIRS = "0123456789ab", "ba9876543210"
@@ -54,10 +52,6 @@ class Drains(Program):
 
     def predict(self, input: Input) -> Output:
         return self.Output(n=input.n)
-
-
-def nothing_private() -> tuple[Vault, Guard]:
-    return Vault(MemoryKeys(), MemoryObjects()), Guard()
 
 
 class Words:
@@ -83,15 +77,15 @@ class Desk:
     def __init__(self) -> None:
         self.log, self.words, self.ended = MemoryLog(SUBJECTS), Words(), list[Payload]()
         waiting = Waiting(cast(Any, self.words), self.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
-        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, cast(Any, self))
+        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, self)
         self.task = 0
-
-    def acknowledge(self, run: Run) -> None:
-        self.words.acknowledge(run.delivery.message, ACK)
 
     async def settle(self, run: Run, payload: Payload) -> None:
         assert run.claimed, "no attempt of ours begins"
         self.ended.append(payload)
+
+    def acknowledge(self, run: Run) -> None:
+        self.words.acknowledge(run.delivery.message, ACK)
 
     async def hand_back(
         self, *payloads: Payload, ago: float = 0.0, headers: dict[str, str] | None = None, wake: Delivery | None = None

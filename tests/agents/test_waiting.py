@@ -8,23 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
 from dspex.agents.link import link_pair
-from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
 from dspex.agents.writer import Superseded
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core.errors import ConnectionFailed
-from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
-from dspex.store.aside import MemoryKeys, MemoryObjects
-
-
-def nothing_private() -> tuple[Vault, Guard]:
-    return Vault(MemoryKeys(), MemoryObjects()), Guard()
 
 
 class Client:
