@@ -34,6 +34,9 @@ steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and D
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
 	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
 
+damage: $(VENV)/.test          ## a log damaged at 220 random places: noticed, named, restored?
+	$(VENV)/bin/python benchmarks/damage.py $(ARGS)
+
 lock: | $(VENV)/bin/python     ## requirements.lock: what it runs on, with hashes, and no word of where it is from
 	@$(PIP) uv
 	@{ sed -n '1,2p' requirements.lock; $(VENV)/bin/uv pip compile pyproject.toml --generate-hashes --universal \
