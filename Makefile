@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short steps chaos lock sbom clean
+.PHONY: demo test lint bench bench-short steps chaos damage lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
