@@ -29,6 +29,11 @@ logger = logging.getLogger("dspex.agents")
 MAX_HEADERS = 32 << 10
 """Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
 
+AGAIN, PATIENCE = 0.05, 5.0
+"""Seconds until a submission is sent again that nobody took, and for how long: a log process starts anew in less."""
+MAX_AGAIN = 10_000
+"""Asks that wait for that at once."""
+
 _OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
 _NEVER = {h.REPLY.lower(), h.TASK.lower()}
 
@@ -42,6 +47,7 @@ class Doors:
     ) -> None:  # fmt: skip
         self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
         self._assignments = assignments
+        self._again = 0
         program = worker.program
         self._task_subject = subjects.door("task", program.name)
         description = program.describe()
@@ -71,14 +77,32 @@ class Doors:
             headers[h.REPLY] = reply.decode("ascii")
         except UnicodeDecodeError:
             raise InvalidInput("the reply subject is not text; use an inbox of your client") from None
-        stored = asyncio.ensure_future(self._client.call(self._task_subject, request.data, headers=headers))
-        stored.add_done_callback(lambda future: self._stored(request, future))
+        self._store(request, headers, asyncio.get_running_loop().time() + PATIENCE)
 
-    def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
-        """The server took the submission, or it did not: then say so, for nobody else will answer."""
+    def _store(self, request: Request, headers: dict[str, str], until: float) -> None:
+        stored = asyncio.ensure_future(self._client.call(self._task_subject, request.data, headers=headers))
+        stored.add_done_callback(lambda future: self._stored(request, future, headers, until))
+
+    def _store_again(self, request: Request, headers: dict[str, str], until: float) -> None:
+        self._again -= 1
+        try:
+            self._store(request, headers, until)
+        except ConnectionFailed:
+            logger.debug("nobody can be told: the connection is closed")
+
+    def _stored(
+        self, request: Request, stored: asyncio.Future[Message], headers: dict[str, str], until: float
+    ) -> None:
+        """The log took the submission, or it did not: then say so, for nobody else will answer. When nobody was there
+        to take it, it is surely not stored, and is sent again."""
         error = stored.exception()
         if error is None:
             answer = stored.result()
+            loop = asyncio.get_running_loop()
+            if answer.status == 503 and loop.time() < until and self._again < MAX_AGAIN:
+                self._again += 1
+                loop.call_later(AGAIN, self._store_again, request, headers, until)
+                return
             refused = msgspec.json.decode(answer.data).get("error") if answer.data else {"description": "no stream"}
             if not refused:
                 request.done()
