@@ -30,13 +30,14 @@ from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
 from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentStarted
 from dspex.core.ports import Log
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import aggregate
 from dspex.store.archive import MAX_GROUP, Archive, set_aside
 from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
@@ -100,7 +101,7 @@ def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
 class _Archivist:
     def __init__(self, link: Link, life: Life, spec: ArchivistSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None

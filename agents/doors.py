@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from dspex.agents.assignments import Assignments, decode_proposal
+from dspex.agents.owners import asker_of
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client, Message
@@ -77,21 +78,23 @@ class Doors:
             headers[h.REPLY] = reply.decode("ascii")
         except UnicodeDecodeError:
             raise InvalidInput("the reply subject is not text; use an inbox of your client") from None
-        self._store(request, headers, asyncio.get_running_loop().time() + PATIENCE)
+        asker = asker_of(self._client, request.headers)
+        subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
+        self._store(request, subject, headers, asyncio.get_running_loop().time() + PATIENCE)
 
-    def _store(self, request: Request, headers: dict[str, str], until: float) -> None:
-        stored = asyncio.ensure_future(self._client.call(self._task_subject, request.data, headers=headers))
-        stored.add_done_callback(lambda future: self._stored(request, future, headers, until))
+    def _store(self, request: Request, subject: str, headers: dict[str, str], until: float) -> None:
+        stored = asyncio.ensure_future(self._client.call(subject, request.data, headers=headers))
+        stored.add_done_callback(lambda future: self._stored(request, future, subject, headers, until))
 
-    def _store_again(self, request: Request, headers: dict[str, str], until: float) -> None:
+    def _store_again(self, request: Request, subject: str, headers: dict[str, str], until: float) -> None:
         self._again -= 1
         try:
-            self._store(request, headers, until)
+            self._store(request, subject, headers, until)
         except ConnectionFailed:
             logger.debug("nobody can be told: the connection is closed")
 
     def _stored(
-        self, request: Request, stored: asyncio.Future[Message], headers: dict[str, str], until: float
+        self, request: Request, stored: asyncio.Future[Message], subject: str, headers: dict[str, str], until: float
     ) -> None:
         """The log took the submission, or it did not: then say so, for nobody else will answer. When nobody was there
         to take it, it is surely not stored, and is sent again."""
@@ -101,7 +104,7 @@ class Doors:
             loop = asyncio.get_running_loop()
             if answer.status == 503 and loop.time() < until and self._again < MAX_AGAIN:
                 self._again += 1
-                loop.call_later(AGAIN, self._store_again, request, headers, until)
+                loop.call_later(AGAIN, self._store_again, request, subject, headers, until)
                 return
             refused = msgspec.json.decode(answer.data).get("error") if answer.data else {"description": "no stream"}
             if not refused:
@@ -117,7 +120,7 @@ class Doors:
     async def result(self, request: Request) -> None:
         wait = h.wait_of(request.headers)
         kind, name = task_id_of(request.data)
-        task = await self._results.find(kind, name)
+        task = await self._results.find(kind, name, asker_of(self._client, request.headers))
         try:
             body, headers = await self._results.wait(task, wait)
         except asyncio.CancelledError:  # this agent stops: say how things stand instead of nothing

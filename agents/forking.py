@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from dspex.agents.owners import same_tenant
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
 from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
@@ -53,7 +54,10 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) 
     entry = await log.entry(int(parent))
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
-    if entry is None or subjects.door_of(entry.subject) != ("task", run.program):
+    if (
+        entry is None or subjects.door_of(entry.subject) != ("task", run.program)
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
+    ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))
     return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at)

@@ -19,6 +19,7 @@ import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
+from dspex.agents.owners import same_tenant
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
@@ -160,6 +161,9 @@ class Waiting:
     async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
+        if entry and known and not self._may_tell(delivery.message.subject, entry.subject):
+            logger.warning("a signal to task %s is not from whoever submitted it: position %d", task, delivery.position)
+            known = False
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
         elif entry and known and name == CANCEL:
@@ -176,6 +180,12 @@ class Waiting:
         else:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
         self._client.respond(delivery.message, ACK)
+
+    def _may_tell(self, signal: str, submission: str) -> bool:
+        """Whether whoever sent a signal may say something to the task: its own account, the console, and ours."""
+        if not self._subjects.tenants or self._subjects.tenant_of(signal) == self._client.identity.account:
+            return True
+        return same_tenant(self._subjects, signal, submission)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""
