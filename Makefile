@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short figures steps chaos clean
+.PHONY: demo test lint bench bench-short figures steps chaos lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
@@ -22,9 +22,11 @@ lint: $(VENV)/.lint            ## ruff, mypy --strict, the import order
 
 bench: $(VENV)/.test           ## figures, measured beside plain nats-py
 	$(VENV)/bin/python benchmarks/run.py $(ARGS)
+	$(VENV)/bin/python benchmarks/sqlite_log.py $(ARGS)
 
 bench-short: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/run.py --short $(ARGS)
+	$(VENV)/bin/python benchmarks/sqlite_log.py --short $(ARGS)
 	$(VENV)/bin/python benchmarks/log_figures.py --short
 
 figures: $(VENV)/.test         ## the log read, folded, found in, archived; beside sqlite3 and nats-py alone
@@ -35,6 +37,16 @@ steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and D
 
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
 	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+
+lock: | $(VENV)/bin/python     ## requirements.lock: what it runs on, with hashes, and no word of where it is from
+	@$(PIP) uv
+	@{ sed -n '1,2p' requirements.lock; $(VENV)/bin/uv pip compile pyproject.toml --generate-hashes --universal \
+		--python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet $(ARGS); } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+sbom: | $(VENV)/bin/python     ## sbom.json: the same as a CycloneDX bill of materials
+	@$(PIP) cyclonedx-bom
+	@$(VENV)/bin/cyclonedx-py requirements requirements.lock --output-format JSON --output-file sbom.json
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,6 +23,7 @@ from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.service import Service
 from dspex.core import headers as h
 from dspex.core.effects import branching
@@ -30,7 +31,7 @@ from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import aggregate
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
 
@@ -78,7 +79,7 @@ def agent_main(link: Link, life: Life, spec: AgentSpec) -> int:
 class _Agent:
     def __init__(self, link: Link, life: Life, spec: AgentSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.state = "starting"
         self.stopping = asyncio.Event()
         self.status, self.why, self.grace = 0, "", GRACE

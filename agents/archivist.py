@@ -19,24 +19,25 @@ import uvloop
 
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
-from dspex.agents.grounds import GuestGround
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.overdue import Overdue
 from dspex.agents.pace import Pace
 from dspex.agents.process import live, work_until
 from dspex.agents.projecting import VIEWS, Projecting
+from dspex.agents.registered import log_of, served_log
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
 from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentStarted
 from dspex.core.ports import Log
-from dspex.core.subjects import Subjects, aggregate
+from dspex.core.subjects import aggregate
 from dspex.store.archive import MAX_GROUP, Archive, set_aside
 from dspex.store.chain import read_head
 from dspex.store.jetstream import JetStreamLog
@@ -100,7 +101,7 @@ def archivist_main(link: Link, life: Life, spec: ArchivistSpec) -> int:
 class _Archivist:
     def __init__(self, link: Link, life: Life, spec: ArchivistSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
@@ -142,11 +143,9 @@ class _Archivist:
 
     async def _log(self, client: Client) -> JetStreamLog | ServedLog:
         """The log, in JetStream or with a log process, which may be about to begin."""
-        spec, subjects = self.spec, self.subjects
-        if spec.served or await streams.has_stream(client, subjects.queue_stream):
-            return (await GuestGround.stand(client, subjects)).log
-        epoch = await streams.ensure_log(client, subjects, replicas=spec.replicas, known=spec.known)
-        return JetStreamLog(client, subjects, epoch)
+        if self.spec.served:
+            return await served_log(client, self.subjects)
+        return await log_of(client, self.subjects, replicas=self.spec.replicas, known=self.spec.known)
 
     async def _lead(self, client: Client, service: Service, log: Log) -> None:
         """Hold the lease, and archive until it is lost."""

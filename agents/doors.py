@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from dspex.agents.assignments import Assignments, decode_proposal
+from dspex.agents.owners import asker_of
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client, Message
@@ -71,7 +72,9 @@ class Doors:
             headers[h.REPLY] = reply.decode("ascii")
         except UnicodeDecodeError:
             raise InvalidInput("the reply subject is not text; use an inbox of your client") from None
-        stored = asyncio.ensure_future(self._client.call(self._task_subject, request.data, headers=headers))
+        asker = asker_of(self._client, request.headers)
+        subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
+        stored = asyncio.ensure_future(self._client.call(subject, request.data, headers=headers))
         stored.add_done_callback(lambda future: self._stored(request, future))
 
     def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
@@ -93,7 +96,7 @@ class Doors:
     async def result(self, request: Request) -> None:
         wait = h.wait_of(request.headers)
         kind, name = task_id_of(request.data)
-        task = await self._results.find(kind, name)
+        task = await self._results.find(kind, name, asker_of(self._client, request.headers))
         try:
             body, headers = await self._results.wait(task, wait)
         except asyncio.CancelledError:  # this agent stops: say how things stand instead of nothing

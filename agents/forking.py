@@ -5,16 +5,15 @@ After that the fork needs its parent for nothing: it is resumed, replayed, expor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec.structs import replace
 
+from dspex.agents.owners import same_tenant
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
 from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
 from dspex.core.codec import decode_commit
 from dspex.core.errors import NotFound
-from dspex.core.events import EffectRecorded, Payload, TaskForked
+from dspex.core.events import EffectRecorded, Event, TaskForked
 from dspex.core.fork import Shared, shared
 from dspex.core.history import remembered
 from dspex.core.ports import Conflict, Log
@@ -31,38 +30,43 @@ async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subject
         return
     part = await _shared(run, parent, at, log, subjects)
     history = list(run.history)
-    todo: list[tuple[Payload, str]] = [] if has_begun else [(part.forked, f"task.{run.program}.{parent}/{at}")]
-    if not run.claimed:
-        todo.append((run.claim(), run.id))
+    if not has_begun:
+        history += await _commit(run, run.events([part.forked] if run.claimed else [part.forked, run.claim()]))
     copied = sum(isinstance(event.data, EffectRecorded) for event in history)
-    todo += [(event.data, event.id) for event in part.records[copied:]]
+    todo = part.records[copied:]
     while todo:
         batch, todo = _first(todo)
-        plain = run.events([payload for payload, _ in batch])
+        copies = run.events([event.data for event in batch])
         # What an event was copied from is what caused it.
-        events = [replace(event, causation=cause) for event, (_, cause) in zip(plain, batch, strict=True)]
-        result = await log.append(run.aggregate, events, run.head)
-        if isinstance(result, Conflict):
-            raise Superseded(f"task {run.id} was taken over by another attempt")
-        run.head, run.claimed = result.head, True
-        history += events
+        history += await _commit(
+            run, [replace(copy, causation=event.id) for copy, event in zip(copies, batch, strict=True)]
+        )
     run.history = history
+
+
+async def _commit(run: Run, events: list[Event]) -> list[Event]:
+    if isinstance(await run.commit(events), Conflict):
+        raise Superseded(f"task {run.id} was taken over by another attempt")
+    return events
 
 
 async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
     entry = await log.entry(int(parent))
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
-    if entry is None or subjects.door_of(entry.subject) != ("task", run.program):
+    if (
+        entry is None or subjects.door_of(entry.subject) != ("task", run.program)
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
+    ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))
     return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at)
 
 
-def _first(todo: Sequence[tuple[Payload, str]]) -> tuple[list[tuple[Payload, str]], list[tuple[Payload, str]]]:
+def _first(todo: list[Event]) -> tuple[list[Event], list[Event]]:
     """What goes into the next commit, and the rest."""
     size = count = 0
-    while count < len(todo) and (not count or size + size_of(todo[count][0]) <= MAX_COMMIT):
-        size += size_of(todo[count][0])
+    while count < len(todo) and (not count or size + size_of(todo[count].data) <= MAX_COMMIT):
+        size += size_of(todo[count].data)
         count += 1
-    return list(todo[:count]), list(todo[count:])
+    return todo[:count], todo[count:]

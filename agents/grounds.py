@@ -11,13 +11,11 @@ import logging
 from pathlib import Path
 from typing import Literal, Protocol
 
-import msgspec
-
 from dspex.agents.host import Host
 from dspex.agents.keeping import Keeping
 from dspex.agents.queue import Queue
 from dspex.agents.reader import Reader
-from dspex.agents.registered import Registered
+from dspex.agents.registered import Registered, served_log
 from dspex.agents.rows import Rows
 from dspex.agents.timers import rearm
 from dspex.bus import streams
@@ -69,8 +67,11 @@ class JetStreamGround:
 
     guest = False
 
-    def __init__(self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int) -> None:
-        self._client, self._subjects, self._restored = client, subjects, restored
+    def __init__(
+        self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int, replicas: int
+    ) -> None:
+        self._client, self._subjects, self._restored, self._replicas = client, subjects, restored, replicas
+        self._split = False
         self.log: Log = log
 
     @classmethod
@@ -80,8 +81,12 @@ class JetStreamGround:
         """Make the streams unless they are there. Raises LogError, LogCorrupt when the log that is `known` is gone."""
         epoch = await streams.ensure_log(client, subjects, replicas=replicas, known=known)
         restored = await streams.restored_to(client, subjects)
-        await _make_common(client, subjects, replicas)
-        return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored)
+        if subjects.tenants:  # each program gets timers of its own when its doors are opened
+            await streams.shorten_memory(client, subjects)
+            await streams.ensure_stream(client, streams.lease_stream(subjects, replicas))
+        else:
+            await _make_common(client, subjects, replicas)
+        return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored, replicas)
 
     def read(self, service: Service) -> None:
         Reader(self._client, self.log, self._subjects, service)
@@ -91,6 +96,14 @@ class JetStreamGround:
 
     async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
         await streams.set_doors(self._client, self._subjects, programs)
+        if self._subjects.tenants:
+            if not self._split:
+                await streams.split_timers(self._client, self._subjects, programs)
+                self._split = True
+            for name in named:
+                await streams.ensure_stream(
+                    self._client, streams.timer_stream(self._subjects, self._replicas, name)
+                )
         return await _consumers(self._client, self._subjects, named, queued=False)
 
     def registered(self, program: str, since: float) -> Registered:
@@ -117,11 +130,7 @@ class GuestGround:
     @classmethod
     async def stand(cls, client: Client, subjects: Subjects) -> GuestGround:
         """Find out which log it is, as soon as its process answers."""
-        while True:
-            reply = await client.request(subjects.log("head"), b"")
-            if not reply.status:
-                return cls(ServedLog(client, subjects, msgspec.json.decode(reply.data)["epoch"]))
-            await asyncio.sleep(0.1)
+        return cls(await served_log(client, subjects))
 
     def read(self, service: Service) -> None:
         pass

@@ -13,14 +13,16 @@ from dspex.core.subjects import aggregate
 __all__ = ["bind", "key_aggregate"]
 
 
-def key_aggregate(program: str, key: str) -> str:
-    """The aggregate that says whose a key is; a key may hold any text, so its hash stands in the name."""
-    return aggregate("key", program, sha256(key.encode()).hexdigest()[:32])
+def key_aggregate(program: str, key: str, tenant: str = "") -> str:
+    """The aggregate that says whose a key is; a key may hold any text, so its hash stands in the name. Each tenant has
+    keys of its own."""
+    text = f"{tenant}\0{key}" if tenant else key
+    return aggregate("key", program, sha256(text.encode()).hexdigest()[:32])
 
 
-async def bind(log: Log, program: str, key: str, task: str, source: str) -> str:
+async def bind(log: Log, program: str, key: str, task: str, source: str, tenant: str = "") -> str:
     """Bind a key to a task for good; return the task that has it, which is another one when it came first."""
-    name = key_aggregate(program, key)
+    name = key_aggregate(program, key, tenant)
     events = events_for(name, Head(), [KeyBound(key=key, task=task)], source=source, correlation=task, causation=task)
     if isinstance(await log.append(name, events, Head()), Appended):
         return task

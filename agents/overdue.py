@@ -68,6 +68,6 @@ class Overdue:
         return count
 
     async def _wakes_wait(self, program: str) -> bool:
-        stream, consumer = self._subjects.timer_stream, consumer_name(program, "wake")
+        stream, consumer = self._subjects.timers(program), consumer_name(program, "wake")
         info = await jetstream_api(self._client, f"CONSUMER.INFO.{stream}.{consumer}")
         return "error" in info or bool(info["num_pending"] or info["num_ack_pending"])

@@ -150,12 +150,13 @@ class Reader:
         named, known = await self._mentions(program, int(task))
         story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):
-            after = known
-            while len(found := await self._log.scan(after, 1000, self._subjects.door(kind, program))) > 0:
-                story += [entry for entry in found if _names(entry.body, task)]
-                after = found[-1].position
-                if len(found) < 1000 or len(story) > MAX_OUTCOMES:
-                    break
+            for subject in self._subjects.filters(kind, program):
+                after = known
+                while len(found := await self._log.scan(after, 1000, subject)) > 0:
+                    story += [entry for entry in found if _names(entry.body, task)]
+                    after = found[-1].position
+                    if len(found) < 1000 or len(story) > MAX_OUTCOMES:
+                        break
         return sorted(story, key=lambda entry: entry.position)
 
     async def _mentions(self, program: str, task: int) -> tuple[list[int], int]:

@@ -1,16 +1,24 @@
-"""What an agent learns when it registers its program: where the log and its tasks are."""
+"""Where the log and a program's tasks are: what an agent learns when it registers, what everybody else finds out."""
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
 from msgspec import Struct
 
+from dspex.bus import streams
+from dspex.bus.client import Client
 from dspex.bus.pull import Delivery, Queued
 from dspex.core.ports import Connection
 from dspex.core.subjects import Subjects
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.served import ServedLog
 
-__all__ = ["Registered"]
+__all__ = ["Registered", "log_of", "served_log"]
+
+LOOK = 0.1
+"""Seconds between two questions while no log process answers."""
 
 
 class Registered(Struct, frozen=True, kw_only=True):
@@ -36,3 +44,23 @@ class Registered(Struct, frozen=True, kw_only=True):
     def delivery(self) -> type[Delivery]:
         """How a delivered task is read."""
         return Queued if self.served else Delivery
+
+
+async def served_log(client: Client, subjects: Subjects) -> ServedLog:
+    """The log that a log process owns, as soon as that answers."""
+    while True:
+        reply = await client.request(subjects.log("head"), b"")
+        if not reply.status:
+            return ServedLog(client, subjects, msgspec.json.decode(reply.data)["epoch"])
+        await asyncio.sleep(LOOK)
+
+
+async def log_of(
+    client: Client, subjects: Subjects, *, replicas: int = 1, known: streams.Known | None = None
+) -> JetStreamLog | ServedLog:
+    """The log of an installation, wherever it is; made in JetStream when there is none. Raises LogError, and LogCorrupt
+    when the log that is `known` is gone."""
+    if await streams.has_stream(client, subjects.queue_stream):
+        return await served_log(client, subjects)
+    epoch = await streams.ensure_log(client, subjects, replicas=replicas, known=known)
+    return JetStreamLog(client, subjects, epoch)

@@ -24,13 +24,14 @@ from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
 from dspex.core.ports import Appended
-from dspex.core.subjects import Subjects, aggregate, valid_token
+from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
 
 __all__ = ["RegistrarSpec", "registrar_main"]
@@ -77,7 +78,7 @@ def registrar_main(link: Link, life: Life, spec: RegistrarSpec) -> int:
 class _Registrar:
     def __init__(self, link: Link, life: Life, spec: RegistrarSpec) -> None:
         self.link, self.life, self.spec = link, life, spec
-        self.subjects = Subjects(spec.prefix)
+        self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.source = f"/registrar/{spec.name}"
         self.stopping = asyncio.Event()
         self.status = 0
@@ -149,6 +150,7 @@ class _Registrar:
         await self._recall()
         await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
         working = [asyncio.create_task(work) for work in (self._register_all(), lease.keep(), self.ground.work())]
@@ -178,6 +180,9 @@ class _Registrar:
             raise InvalidInput(f"the registration is not understood: {error}") from None
         if not valid_token(wanted.registration.program):
             raise InvalidInput(f"{wanted.registration.program[:80]!r} cannot be a program's name")
+        own = request.message.subject.removeprefix(self.subjects.registry("register")).removeprefix(".")
+        if own and own != wanted.registration.program:
+            raise InvalidInput(f"an agent of {own} cannot register {wanted.registration.program[:80]}")
         try:
             self.waiting.put_nowait((wanted, request))
         except asyncio.QueueFull:

@@ -49,13 +49,13 @@ async def restore(
         await archive.close()
 
 
-async def keep_positions(url: str, subjects: Subjects, top: int) -> int:
+async def keep_positions(url: str, subjects: Subjects, top: int, credentials: str | None = None) -> int:
     """Bring the log's end to `top` and return how many positions that leaves empty: they were given once, so nobody may
     get them again. What stands there meanwhile is taken out at the end. The consumers may have had acknowledgements for
     what the log has lost, the end of a task for one: they are deleted, and made again by the next registration. Raises
     LogError."""
     filler, filled = subjects.event(FILLER), 0
-    async with await Client.connect(url, name="dspex positions", wait=10.0) as client:
+    async with await Client.connect(url, name="dspex positions", wait=10.0, credentials=credentials) as client:
         while (end := await _end_of(client, subjects)) < top:
             count = min(top - end, IN_FLIGHT)
             await asyncio.gather(*(client.request(filler, b"", timeout=30.0) for _ in range(count)))

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from dspex.agents.keys import key_aggregate
+from dspex.agents.owners import may_see
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.bus.wire import Handler
@@ -62,17 +63,20 @@ class Results:
     def __init__(self, client: Client, log: Log, subjects: Subjects, program: str) -> None:
         self._client, self._log, self._subjects, self._program = client, log, subjects, program
 
-    async def find(self, kind: str, name: str) -> str:
-        """The task id for an id or a key. Raises NotFound."""
+    async def find(self, kind: str, name: str, asker: str = "") -> str:
+        """The task id for an id or a key, as the account `asker` may see it. Raises NotFound."""
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
             if entry is None and 0 < position <= await self._log.head():
                 raise forgotten(self._program, name)
-            if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
+            if (
+                entry is None or self._subjects.door_of(entry.subject) != ("task", self._program)
+                or not may_see(asker, self._subjects.tenant_of(entry.subject))
+            ):  # fmt: skip
                 raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
             return str(position)
-        entry = await self._log.last(key_aggregate(self._program, name))
+        entry = await self._log.last(key_aggregate(self._program, name, asker))
         if entry is None:
             raise NotFound(f"{self._program} has no task with the key {name[:80]!r}")
         bound = decode_commit(entry.body, entry.position)[0].data

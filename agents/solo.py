@@ -77,6 +77,8 @@ async def work_alone(
                 ready = again or _is_free(worker, state, events)
                 if ready and not await _sleeps_on(worker, task, state, events):
                     again = False
+                    # The agents look after it from here on: a task that slept has no delivery but its wakes.
+                    await worker.waiting.wake(task)
                     await _attempt(worker, entry, 2)
             except LogError as error:
                 logger.warning("task %s: %s It will be tried again.", task, error)

@@ -15,7 +15,7 @@ from typing import Any
 
 from dspex.agents.failures import failed
 from dspex.agents.run import Run
-from dspex.agents.waiting import Waiting, times_of
+from dspex.agents.waiting import Waiting, Woken, times_of
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK
 from dspex.core import headers as h
@@ -84,7 +84,12 @@ class Versions:
             return
         self._say(run.id, wanted)
         delay = min(max((time.time() - since) / 4, SOONEST), LATEST)
-        self._client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (delay * 1e9))
+        if isinstance(run.delivery, Woken):
+            # A wake that is delivered again says that its taker died; so this one ends, and another one comes.
+            await self._waiting.arm(run.id, time.time() + delay)
+            self._client.acknowledge(run.delivery.message, ACK)
+        else:
+            self._client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (delay * 1e9))
 
     async def _see_it_woken(self, run: Run, headers: dict[str, str] | None, events: list[Event]) -> None:
         """Set the timer again: whoever put the task to sleep may have died before he could see that it holds. A signal

@@ -19,6 +19,7 @@ import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.journal import events_for, head_of
+from dspex.agents.owners import same_tenant
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
@@ -101,8 +102,9 @@ class Waiting:
             await asyncio.sleep(0.25)
         raise LogError(f"the timers' stream did not take {subject}")
 
-    async def woken(self, wake: Delivery) -> Woken | None:
-        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere."""
+    async def woken(self, wake: Delivery, code: str) -> Woken | None:
+        """The task that a wake is for; None when it is not to be run: unknown, ended, or at work elsewhere. `code` is
+        ours: who has a task for other code may have no delivery of it, so its wakes must not be lost."""
         task = _named(wake.message.data).get("task")
         if not (isinstance(task, str) and task.isdecimal() and len(task) < 19):
             return None
@@ -112,7 +114,8 @@ class Waiting:
         state = await self.state(str(entry.position))
         # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
         # an agent that died after it had claimed it.
-        if state.ended or (wake.delivered == 1 and state.status != "sleeping"):
+        foreign = entry.headers.get(h.CODE, code) != code
+        if state.ended or (wake.delivered == 1 and state.status != "sleeping" and not foreign):
             return None
         return Woken(entry, wake)
 
@@ -158,6 +161,9 @@ class Waiting:
     async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
+        if entry and known and not self._may_tell(delivery.message.subject, entry.subject):
+            logger.warning("a signal to task %s is not from whoever submitted it: position %d", task, delivery.position)
+            known = False
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
         elif entry and known and name == CANCEL:
@@ -174,6 +180,12 @@ class Waiting:
         else:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
         self._client.respond(delivery.message, ACK)
+
+    def _may_tell(self, signal: str, submission: str) -> bool:
+        """Whether whoever sent a signal may say something to the task: its own account, the console, and ours."""
+        if not self._subjects.tenants or self._subjects.tenant_of(signal) == self._client.identity.account:
+            return True
+        return same_tenant(self._subjects, signal, submission)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""

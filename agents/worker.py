@@ -121,7 +121,7 @@ class Worker:
         stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
         tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
         wakes = Puller(
-            self.client, self.subjects.timer_stream, consumer_name(self.name, "wake"), few,
+            self.client, self.subjects.timers(self.name), consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
         )  # fmt: skip
         signals = Puller(
@@ -178,11 +178,11 @@ class Worker:
         """A sleeping task may go on."""
         woken = None
         try:
-            woken = await self.waiting.woken(wake)
+            woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
             if held and (held.suspended or held.settling) and held.task:  # it is just being put to sleep
                 await asyncio.wait([held.task])
-                woken = await self.waiting.woken(wake)
+                woken = await self.waiting.woken(wake, self.code)
         except Exception as error:
             logger.warning("a wake will be delivered again: %s", error)
             puller.release()
@@ -243,7 +243,8 @@ class Worker:
             input = (run.instance or self.program).decode(message.data)
             key = h.key_of(headers) if headers else None
             if key is not None:
-                owner = await keys.bind(self.log, self.name, key, run.id, self.source)
+                tenant = self.subjects.tenant_of(message.subject)
+                owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return

@@ -9,7 +9,8 @@ a step is differs, so those that are as safe as each other are compared:
 
 - process: it survives the death of any process, not of the machine. dspex: acknowledged by the log's own process.
   LangGraph, DBOS: written to the operating system, synchronous=OFF.
-- power: it survives the loss of power. dspex: durability "power". LangGraph, DBOS: synchronous=FULL.
+- power: it survives the loss of power. dspex: durability "power", on its SQLite log (one fsync for all records that
+  wait) and on JetStream (an fsync for each). LangGraph, DBOS: synchronous=FULL.
 - behind: the next step may begin before; the last few are lost with the process. dspex: the step is declared
   `read_only`. LangGraph: durability "async", synchronous=OFF. DBOS has none.
 
@@ -38,7 +39,8 @@ PACKAGES = {"langgraph": ["langgraph", "langgraph-checkpoint-sqlite", "aiosqlite
 AT_ONCE = 200
 """Workflows of dspex that run at once; the peers, which gain nothing from more, run up to 40."""
 LEVELS = ("process", "power", "behind")
-WAYS = {"dspex": ("log",), "langgraph": ("loop", "threads", "async"), "dbos": ("1", "8", "async")}
+OURS = {"process": ("jetstream", "archived"), "power": ("sqlite", "jetstream"), "behind": ("jetstream",)}
+WAYS = {"langgraph": ("loop", "threads", "async"), "dbos": ("1", "8", "async")}
 
 
 @dataclass
@@ -115,7 +117,7 @@ def main() -> int:
     ours = Path(sys.executable)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        rows = [Row("dspex", level, "log", ours) for level in LEVELS] + [Row("dspex", "process", "archive", ours)]
+        rows = [Row("dspex", level, way, ours) for level in LEVELS for way in OURS[level]]
         for system in PACKAGES:
             python = options.peers or install(folder, system)
             for level in LEVELS if system == "langgraph" else LEVELS[:2]:
@@ -144,7 +146,7 @@ def report(rows: list[Row], *, as_json: bool) -> None:
     told = []
     for level in LEVELS:
         here = [row for row in rows if row.level == level]
-        own = next((row for row in here if row.system == "dspex" and row.way == "log"), None)
+        own = next((row for row in here if row.system == "dspex"), None)
         for row in here:
             line: dict[str, Any] = {
                 "level": level, "system": row.version, "durability": row.said, "rounds": list(map(round, row.rates)),

@@ -102,17 +102,20 @@ def main() -> int:
 def bench_tasks(rounds: int, count: int, say: Callable[..., None]) -> dict[str, Any]:
     say(f"\n{count:,} tasks, submitted {IN_FLIGHT} at once and completed, every acknowledgement on disk; one agent")
     rates: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
     for _ in range(rounds):
         for program in (Five, Steps):
             for log in ("sqlite", "jetstream"):
-                rate = uvloop.run(tasks_per_second(program, log, count))
+                rate, cost = uvloop.run(tasks_per_second(program, log, count))
                 rates.setdefault(f"{program.name} {log}", []).append(rate)
+                costs.setdefault(f"{program.name} {log}", []).append(cost)
     found: dict[str, Any] = {}
     for name, each in rates.items():
         program, _, log = name.partition(" ")
         what = "five events in one commit" if program == "five" else "five events, three effects one after the other"
         found[name] = round(statistics.median(each))
-        say(f"  {log:10} {what:48} {found[name]:>8,}/s")
+        cost = found[f"{name} us"] = round(statistics.median(costs[name]))
+        say(f"  {log:10} {what:48} {found[name]:>8,}/s {cost:>6,} µs of a core each")
     for program in ("five", "steps"):
         ratios = [a / b for a, b in zip(rates[f"{program} sqlite"], rates[f"{program} jetstream"], strict=True)]
         found[f"{program} ratio"] = round(statistics.median(ratios), 2)
@@ -120,17 +123,27 @@ def bench_tasks(rounds: int, count: int, say: Callable[..., None]) -> dict[str, 
     return found
 
 
-async def tasks_per_second(program: type[Program], log: str, count: int) -> float:
-    """From the first submission to the last completion, by the times the log stored them."""
+async def tasks_per_second(program: type[Program], log: str, count: int) -> tuple[float, float]:
+    """From the first submission to the last completion, by the times the log stored them; and the microseconds of a
+    core that a task takes of all the system's processes together, which other load does not change."""
     with tempfile.TemporaryDirectory() as folder:
         async with System(program, data=folder, durability="power", log=log, archive=False) as system:
             client = await Client.connect(system.url)
+            pids = [int(process["pid"]) for process in await system.aprocesses()]
+            before = sum(map(_processor_time, pids))
             await _submit(client, f"dspex.task.{program.name}", count)
             reader = await _reader(client, log, Path(folder))
             started, ended = await _times(reader, program.name, count)
+            cost = sum(map(_processor_time, pids)) - before
             await reader.close()
             await client.close()
-        return count / (ended - started)
+        return count / (ended - started), cost / count * 1e6
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of a core that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _submit(client: Client, subject: str, count: int) -> None:

@@ -20,7 +20,9 @@ from typing import Self
 
 from nats.errors import Error as NatsError
 
+from dspex.bus.identity import Identity
 from dspex.bus.wire import Handler, Message, Tap, Wire
+from dspex.core.access import API
 from dspex.core.errors import ConnectionFailed
 
 __all__ = ["Client", "Message"]
@@ -34,6 +36,7 @@ COMPLAIN_EVERY = 3.0
 MAX_SUBJECTS = 4000
 """What fits into a control line of 4,096 bytes, the server's default, beside two lengths and the verb."""
 FRAME = len("HPUB    \r\n\r\n")
+HEADERS = len("NATS/1.0\r\n\r\n")
 _SPACE = re.compile(r"\s")
 _known_names: dict[str, bytes] = {}
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -49,9 +52,9 @@ class Client:
     def __init__(self, url: str, name: str, silent: bool = False) -> None:
         self.url, self.name = url, name
         self.credentials: str | None = None
+        self.identity = Identity()
         self._wire = Wire()
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}."
-        self._inbox_bytes = self._inbox.encode()
+        self._inbox, self._inbox_bytes, self._api = "", b"", ""
         self._loop = asyncio.get_running_loop()
         self._now = 0.0
         self._tokens = itertools.count(1)
@@ -71,23 +74,26 @@ class Client:
     ) -> Self:  # fmt: skip
         """Connect. `wait` is how many seconds to keep trying (None: for ever, with a sentence every few seconds).
 
-        `url` may name several servers, separated by commas; `credentials` is the path of a NATS credentials file;
-        `silent` leaves it to another process of the system to say that no server answers.
-        Raises ConnectionFailed with a sentence that names the address.
+        `url` may name several servers, separated by commas; `credentials` is the path of a NATS credentials file, or of
+        a context (`.json`); `silent` leaves it to another process of the system to say that no server answers. Raises
+        ConnectionFailed with a sentence that names the address, and ConfigurationError for credentials that cannot be
+        used.
         """
         client = cls(url, name, silent)
+        client._be(credentials)
         started = time.monotonic()
         while True:
             try:
-                await client._open(credentials)
+                await client._open()
                 return client
             except (TimeoutError, OSError, NatsError, ValueError) as error:
                 client._wire.abandon()
                 away = time.monotonic() - started
-                sentence = f"no NATS server answers at {_shown(url)} ({_reason(client._last_error or error)})"
+                reason = _reason(client._last_error or error)
+                what = "the server refuses us" if "uthorization" in reason else "no NATS server answers"
+                sentence = f"{what} at {_shown(url)} ({reason})"
                 if wait is not None and away >= wait:
-                    remedy = "start one with `dspex up`, or name yours with --nats URL"
-                    raise ConnectionFailed(f"{sentence}; {remedy}") from None
+                    raise ConnectionFailed(f"{sentence}; {_remedy(sentence)}") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
                 await asyncio.sleep(min(0.1 if wait is not None else 0.5, 0.5))
                 client._wire = Wire()
@@ -107,14 +113,19 @@ class Client:
         connecting.cancel()
         return None
 
-    async def _open(self, credentials: str | None) -> None:
-        self.credentials = credentials
+    def _be(self, credentials: str | None) -> None:
+        self.credentials, self.identity = credentials, Identity.load(credentials)
+        self._inbox = f"{self.inbox()}."
+        self._inbox_bytes = self._inbox.encode()
+        self._api = self.identity.api
+
+    async def _open(self) -> None:
         wire = self._wire
         await wire.connect(
             self.url.split(","), name=self.name, allow_reconnect=False, connect_timeout=5,
             reconnect_time_wait=0, max_reconnect_attempts=1, ping_interval=5, max_outstanding_pings=2,
             error_cb=self._on_error, disconnected_cb=self._on_lost, reconnected_cb=self._on_back,
-            closed_cb=self._on_closed, user_credentials=credentials,
+            closed_cb=self._on_closed, **self.identity.options(),
         )  # fmt: skip
         # Only the first connect is ours to repeat; from here on the library does it, for ever.
         wire.options["allow_reconnect"] = True
@@ -134,11 +145,17 @@ class Client:
     def connected(self) -> bool:
         return self._wire.is_connected
 
+    def inbox(self) -> str:
+        """A new subject for answers that only we may hear."""
+        return f"{self.identity.inbox}.{secrets.token_hex(11)}"
+
     def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Send without waiting. ValueError for a subject or header that cannot be sent, or a body over the limit."""
         _check_subject(subject)
         if reply:
             _check_subject(reply)
+        if self._api and subject.startswith(API):
+            subject = self._api + subject[len(API) :]
         self._wire.send(self._command(subject.encode(), reply.encode(), data, headers))
 
     def respond(self, message: Message, data: bytes, *, headers: Mapping[str, str] | None = None) -> None:
@@ -156,6 +173,8 @@ class Client:
     ) -> asyncio.Future[Message]:
         """Send a request and return the future of its reply; it fails with TimeoutError after `timeout` seconds."""
         token = b"%x" % next(self._tokens)
+        if self._api and subject.startswith(API):
+            subject = self._api + subject[len(API) :]
         self._wire.send(self._command(subject.encode(), self._inbox_bytes + token, data, headers))
         future: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[token] = (future, self._now + timeout)
@@ -287,9 +306,13 @@ class Client:
 def _frame(subject: bytes, reply: bytes, data: bytes, headers: Mapping[str, str] | None) -> bytes:
     if headers is None:
         return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(data), data)
-    block = b"NATS/1.0\r\n%b\r\n" % b"".join([_field(name, value) for name, value in headers.items()])
-    size = len(block)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(data), block, data)
+    fields = b""
+    for name, value in headers.items():
+        fields += _field(name, value)
+    size = len(fields) + HEADERS
+    return b"HPUB %b %b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
+        subject, reply, size, size + len(data), fields, data,
+    )  # fmt: skip
 
 
 def _field(name: str, value: str) -> bytes:
@@ -308,6 +331,17 @@ def _field(name: str, value: str) -> bytes:
 def _check_subject(subject: str) -> None:
     if not subject or _SPACE.search(subject):
         raise ValueError(f"{subject!r} is no subject")
+
+
+def _remedy(sentence: str) -> str:
+    context = "name a context with NATS_CREDS, as `dspex secure init` makes one"
+    if "uthorization" in sentence:
+        return f"the server has access rules, and lets in whom it knows: {context}"
+    if "offers no TLS" in sentence:
+        return "turn TLS on at the server, or take `ca` out of the context"
+    if "certificate" in sentence.lower() or "tls" in sentence.lower():
+        return f"the server wants TLS, with certificates that you trust: {context}"
+    return "start one with `dspex up`, or name yours with --nats URL"
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -133,7 +132,7 @@ class Puller:
         if self._subscription:
             self._subscription.close()
         self._asked = 0
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = self._client.inbox()
         try:
             self._subscription = self._client.subscribe(self._inbox, self._take)
         except ConnectionFailed as error:

@@ -58,7 +58,8 @@ class Server:
     """A nats-server with JetStream whose files all live under `data`.
 
     Port 0 means the one this folder had before, else a free one; a given port that is taken means the next
-    free one. `port` tells. The server ends when the process that started it ends (Linux).
+    free one. `port` tells. The server ends when the process that started it ends (Linux). `access` is a file with
+    accounts and TLS that the configuration takes in, read at each start.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Server:
         name: str = "dspex",
         cluster: ClusterPlace | None = None,
         host: str = "127.0.0.1",
+        access: Path | None = None,
     ) -> None:
         self.data = Path(data).absolute()
         self.durability = durability
         self.name = name
         self.cluster = cluster
         self.host = host
+        self.access = access
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
         self.monitor = ""
@@ -85,7 +88,8 @@ class Server:
     @property
     def url(self) -> str:
         """Where clients connect; known once started."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = f"[{host}]" if ":" in host else host
         return f"nats://{host}:{self.port}"
 
     @property
@@ -344,6 +348,8 @@ class Server:
                 f"  routes: {quoted(list(self.cluster.routes))}",
                 "}",
             ]
+        if self.access is not None:
+            lines.append(self.access.read_text())
         return "\n".join(lines) + "\n"
 
 

@@ -6,8 +6,9 @@ states its consumer limit: each of these loses or forges acknowledged messages i
 
 from __future__ import annotations
 
+import base64
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +22,7 @@ from dspex.core.subjects import Subjects
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue",
     "has_stream", "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors",
-    "task_consumer", "timer_stream",
+    "shorten_memory", "split_timers", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -37,6 +38,8 @@ MAX_CONSUMERS = 10_000
 MAX_QUEUED = 100_000
 MAX_QUEUED_BYTES = 256 << 20
 """Bounds of a log process's queue; what does not fit waits in the log."""
+LEAST_MEMORY = 100_000_000
+"""Nanoseconds for which JetStream remembers message ids at least."""
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
@@ -86,13 +89,13 @@ def lease_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
     }
 
 
-def timer_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
+def timer_stream(subjects: Subjects, replicas: int = 1, program: str = "*") -> dict[str, Any]:
     """Timers that turn into wakes when they are due, and wakes that wait to be taken. The only stream with schedules,
     because whoever may write a schedule can write any of its stream's subjects."""
     return {
-        "name": subjects.timer_stream,
+        "name": subjects.timers(program),
         "description": "dspex: timers of sleeping tasks, and wakes",
-        "subjects": [f"{subjects.prefix}.timer.>", f"{subjects.prefix}.wake.>"],
+        "subjects": [subjects.timer(program, "*"), subjects.wake(program)],
         "retention": "workqueue",
         "storage": "file",
         "num_replicas": replicas,
@@ -131,7 +134,7 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
     return {
         "durable_name": consumer_name(program),
         "description": f"tasks of {program}",
-        "filter_subject": subjects.door("task", program),
+        **_filter(subjects.filters("task", program)),
         "deliver_policy": "all",
         "ack_policy": "explicit",
         "ack_wait": int(ACK_WAIT * 1e9),
@@ -140,6 +143,50 @@ def task_consumer(subjects: Subjects, program: str) -> dict[str, Any]:
         "max_waiting": 4_096,
         "replay_policy": "instant",
     }
+
+
+async def split_timers(connection: Connection, subjects: Subjects, programs: Collection[str]) -> None:
+    """Give up the stream in which a system that was open to all had the timers of every program: wake each task that
+    has one there. A task that was to sleep on sets its timer again, in the stream of its program.
+
+    It is told first and then forgotten; who dies in between tells it again, and a wake too many does no harm.
+    """
+    old = subjects.timer_stream
+    info = await jetstream_api(connection, f"STREAM.INFO.{old}")
+    if _code(info) in NOT_FOUND:
+        return
+    _refuse(info, f"the stream {old}")
+    unused = f"{subjects.prefix}.timers-of-all"
+    if info["config"]["subjects"] != [unused]:  # so that the streams of the programs can have theirs
+        config = info["config"] | {"subjects": [unused]}
+        _refuse(await jetstream_api(connection, f"STREAM.UPDATE.{old}", config), f"the stream {old}")
+    position = 0
+    while True:
+        what = {"seq": position + 1, "next_by_subj": ">"}
+        answer = await jetstream_api(connection, f"STREAM.MSG.GET.{old}", what)
+        if "message" not in answer:
+            break
+        position, subject = answer["message"]["seq"], answer["message"]["subject"].split(".")
+        if subject[2] not in programs:  # a stranger's
+            continue
+        await ensure_stream(connection, timer_stream(subjects, info["config"]["num_replicas"], subject[2]))
+        body = base64.b64decode(answer["message"].get("data", ""))
+        reply = await connection.request(subjects.wake(subject[2]), body, timeout=5.0)
+        _refuse(msgspec.json.decode(reply.data or b'{"error": {}}'), f"a wake of {subject[2]}")
+    _refuse(await jetstream_api(connection, f"STREAM.DELETE.{old}"), f"the stream {old}")
+
+
+def _filter(subjects: tuple[str, ...]) -> dict[str, Any]:
+    return {"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": list(subjects)}
+
+
+async def shorten_memory(connection: Connection, subjects: Subjects) -> None:
+    """Make the log forget message ids as soon as it can, so that nobody swallows a message by sending its id first."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    if info["config"].get("duplicate_window") != LEAST_MEMORY:
+        config = info["config"] | {"duplicate_window": LEAST_MEMORY}
+        _refuse(await jetstream_api(connection, f"STREAM.UPDATE.{subjects.stream}", config), "the log's memory of ids")
 
 
 async def jetstream_api(
@@ -269,23 +316,23 @@ async def ensure_consumers(
     what was stored before.
     """
     made = 0.0
-    task, door, stream = task_consumer(subjects, program), subjects.door("signal", program), subjects.stream
+    task, doors, stream = task_consumer(subjects, program), subjects.filters("signal", program), subjects.stream
     if queued:
         task["filter_subject"] = subjects.queue("task", program, "*")
-        door, stream = subjects.queue("signal", program, "*"), subjects.queue_stream
+        doors, stream = (subjects.queue("signal", program, "*"),), subjects.queue_stream
     signal = task | {
         "durable_name": consumer_name(program, "signal"), "description": f"signals to tasks of {program}",
-        "filter_subject": door, "ack_wait": int(SIGNAL_WAIT * 1e9),
+        **_filter(doors), "ack_wait": int(SIGNAL_WAIT * 1e9),
     }  # fmt: skip
-    wake = task | {
+    wake = {name: value for name, value in task.items() if name != "filter_subjects"} | {
         "durable_name": consumer_name(program, "wake"), "description": f"sleeping tasks of {program} to go on",
         "filter_subject": subjects.wake(program),
     }  # fmt: skip
-    for place, config in ((stream, task), (stream, signal), (subjects.timer_stream, wake)):
+    for place, config in ((stream, task), (stream, signal), (subjects.timers(program), wake)):
         name = config["durable_name"]
         answer = await jetstream_api(
             connection,
-            f"CONSUMER.CREATE.{place}.{name}.{config['filter_subject']}",
+            f"CONSUMER.CREATE.{place}.{name}" + (f".{config['filter_subject']}" if "filter_subject" in config else ""),
             {"stream_name": place, "config": config, "action": ""},
             timeout=30,
         )

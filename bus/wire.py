@@ -253,6 +253,15 @@ class Wire(NatsClient):
             data=data, headers=headers, _client=self, _sid=sid,
         )  # fmt: skip
 
+    def _connect_command(self) -> bytes:
+        """Log in, but not in the clear where TLS was asked for: whoever is in between may have taken the offer away."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if self.options.get("tls") is not None and (
+            writer is None or writer.transport.get_extra_info("ssl_object") is None
+        ):
+            raise NatsError("nats: the server offers no TLS, and it was asked for")
+        return super()._connect_command()
+
     async def _process_err(self, err_msg: str) -> None:
         """The server said -ERR and hangs up. The library takes most of these for the end; we connect again."""
         if self.is_connected and "permissions violation" not in err_msg.lower():
@@ -273,6 +282,9 @@ class Wire(NatsClient):
         writer = getattr(transport, "_io_writer", None)
         if reader is not None:
             reader._limit = READ_SIZE
+        if writer is not None and writer.transport.get_extra_info("ssl_object") is not None:
+            # The library upgrades to TLS behind asyncio's back, which then warns of a half-closed connection.
+            writer.transport.get_protocol()._over_ssl = True
         try:
             while not (self.is_closed or self.is_reconnecting):
                 if transport.at_eof():

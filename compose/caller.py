@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
@@ -199,7 +198,7 @@ class Caller:
                 answers.append(answer)
             heard.set()
 
-        inbox = f"_INBOX.{secrets.token_hex(11)}"
+        inbox = self.client.inbox()
         subscription = self.client.subscribe(inbox, take)
         try:
             self.client.publish(f"$SRV.{verb}", b"", reply=inbox)

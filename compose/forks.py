@@ -7,6 +7,8 @@ agent that takes it copies what it shares; nothing is ever written to the parent
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -15,14 +17,16 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dspex.bus.client import Client
 from dspex.compose.caller import Caller
 from dspex.compose.replays import opened, wait_for
 from dspex.compose.story import BusSource, Source, Story, instance_of, story_of
 from dspex.core import headers as h
 from dspex.core.dry import DryReport, dry_run
-from dspex.core.errors import InvalidInput, task_error
+from dspex.core.errors import ConfigurationError, InvalidInput, task_error
 from dspex.core.fork import separated, with_input
 from dspex.core.program import Program
+from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState
 
 if TYPE_CHECKING:
@@ -176,16 +180,17 @@ async def worked_on(caller: Caller, made: Fork, program: type[Program], *, again
     and died."""
     from dspex.agents.solo import work_alone
 
-    place = await _place(caller)
-    instance = program()
-    if made.assignment and instance.assignment.hash != made.assignment:
-        from dspex.agents.assignments import Assignments
+    async with _as_agent(caller, program) as (client, subjects):
+        place = await _place(caller)
+        instance = program()
+        if made.assignment and instance.assignment.hash != made.assignment:
+            from dspex.agents.assignments import Assignments
 
-        known = Assignments(instance, place.log(caller.client, caller.subjects), caller.subjects, "/fork")
-        instance = program(assignment=await known.find(made.assignment))
-    return await work_alone(
-        made.task, instance, code=made.code, client=caller.client, place=place, subjects=caller.subjects, again=again
-    )
+            known = Assignments(instance, place.log(client, subjects), subjects, "/fork")
+            instance = program(assignment=await known.find(made.assignment))
+        return await work_alone(
+            made.task, instance, code=made.code, client=client, place=place, subjects=subjects, again=again
+        )
 
 
 def output_of(state: TaskState, task: str) -> Any:
@@ -203,13 +208,30 @@ async def _place(caller: Caller) -> Registered:
     return Registered(epoch=said["epoch"], stream="", consumer="", served=said["log"] != "jetstream")
 
 
+@asynccontextmanager
+async def _as_agent(caller: Caller, program: type[Program]) -> AsyncIterator[tuple[Client, Subjects]]:
+    """Who writes the events of a program: on a system with access rules an agent of it, whose seed is beside the
+    console's. Raises ConfigurationError."""
+    from dspex.bus.identity import subjects_of
+
+    client, subjects = caller.client, caller.subjects
+    if not client.identity.secured:
+        yield client, subjects
+        return
+    context = Path(client.credentials or "").with_name(f"agent-{program.name}.json")
+    if not context.is_file():
+        raise ConfigurationError(f"{program.name} runs here only as one of its agents, and {context} is not there")
+    async with await Client.connect(client.url, name="dspex fork", credentials=str(context)) as own:
+        yield own, subjects_of(subjects.prefix, str(context))
+
+
 async def _record(caller: Caller, instance: Program, why: str) -> None:
     """Have the values of an instance in the log; agents with other code could not judge them."""
     from dspex.agents.assignments import Assignments
 
-    log = (await _place(caller)).log(caller.client, caller.subjects)
-    known = Assignments(instance, log, caller.subjects, "/fork")
-    await known.record(instance.assignment, who="dspex fork", why=why)
+    async with _as_agent(caller, type(instance)) as (client, subjects):
+        known = Assignments(instance, (await _place(caller)).log(client, subjects), subjects, "/fork")
+        await known.record(instance.assignment, who="dspex fork", why=why)
 
 
 def _instance(forking: Forking, program: type[Program]) -> Program:

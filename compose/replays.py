@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dspex.compose.caller import Caller
-from dspex.compose.settings import find_server, load_settings
+from dspex.compose.settings import find_credentials, find_server, load_settings
 from dspex.compose.story import BusSource, FileSource, Source, Story, instance_of, stories, story_of
 from dspex.core.compare import Row, compare
 from dspex.core.errors import InvalidInput
@@ -144,7 +144,7 @@ async def opened(log: str | Path | None, url: str | None) -> AsyncIterator[Sourc
     else:
         settings = load_settings({"nats": url})
         server, prefix = find_server(settings)
-        source = BusSource(await Caller.connect(server, prefix=prefix, credentials=settings.credentials))
+        source = BusSource(await Caller.connect(server, prefix=prefix, credentials=find_credentials(settings)))
     try:
         yield source
     finally:

@@ -13,6 +13,7 @@ A process that dies is started again by the one above it. When the root dies, al
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
@@ -29,12 +30,14 @@ from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
 from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
-from dspex.core.errors import ConfigurationError, DspexError
+from dspex.compose.secure import Secured, adopt_log, is_secured
+from dspex.core.access import LOG_ACCOUNT, Role
+from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
-__all__ = ["Plan", "SystemSpec", "run_root"]
+__all__ = ["Plan", "SystemSpec", "run_root", "secure"]
 
 SUPERVISOR, REGISTRAR, LOG, ARCHIVIST, SERVER = "supervisor", "registrar", "log", "archivist", "server"
 
@@ -67,6 +70,8 @@ class SystemSpec:
     archive: bool = True
     debug: bool = False
     retention: Bounds = field(default_factory=Bounds)
+    secure: bool = False
+    host: str = "127.0.0.1"
 
 
 def run_root(
@@ -89,15 +94,19 @@ def run_root(
     folder = Folder(spec.data)
     server: Server | None = None
     try:
+        secured = secure(spec, folder)
         if spec.nats is None or spec.log != JETSTREAM:
             folder.keep_to(spec.log)
         if spec.nats is None:
             # A server that does not hold the log holds nothing that cannot be made again.
             durability = spec.durability if spec.log == JETSTREAM else "process"
-            server = Server(folder.path / "server", port=spec.port, durability=durability)
-            _start(server, spec.prefix, on_event)
+            server = Server(
+                folder.path / "server", port=spec.port, durability=durability, host=spec.host,
+                access=secured.access if secured else None,
+            )  # fmt: skip
+            _start(server, spec.prefix, on_event, secured)
         url = spec.nats or (server.url if server else "")
-        root = _Root(spec, folder, server, url, parent, on_event)
+        root = _Root(spec, folder, server, url, secured, parent, on_event)
         root.supervisor.run()
         return root.status
     finally:
@@ -106,13 +115,62 @@ def run_root(
         folder.close()
 
 
+def secure(spec: SystemSpec, folder: Folder) -> Secured | None:
+    """The identities that a system runs with, made where they are missing; None for a system open to all.
+
+    A folder that has identities is never run without them: its log is in an account that nobody else sees. Raises
+    ConfigurationError.
+    """
+    if not spec.secure:
+        if spec.nats is None and is_secured(folder.path):
+            raise ConfigurationError(
+                f"the system in {spec.data} has access rules; run it with --secure, or choose another folder (--data)"
+            )
+        return None
+    if spec.log != JETSTREAM:
+        raise ConfigurationError(
+            f"a system whose log is {spec.log} has no access rules yet: leave out --secure, or --log {spec.log}"
+        )
+    secured = Secured(folder.path, spec.prefix)
+    hosts = [] if spec.host in ("127.0.0.1", "0.0.0.0", "::") else [spec.host]
+    secured.add(programs=_names_in(spec.plans), hosts=hosts)
+    if spec.nats is None:
+        adopt_log(folder.path / "server", LOG_ACCOUNT, Subjects(spec.prefix).stream)
+    return secured
+
+
+def _names_in(plans: Sequence[Plan]) -> list[str]:
+    """The programs of these plans. They are loaded in a process that ends again, for this one must stay small and
+    forks; it is none of its business when they cannot be: the supervisor says so when it comes to it."""
+    names, ours = [plan.program.name for plan in plans if plan.program], [plan for plan in plans if not plan.program]
+    if not ours:
+        return names
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            found = [program.name for plan in ours for program in _programs(plan)]
+            with os.fdopen(writing, "w") as stream:
+                json.dump(found, stream)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return [*names, *json.loads(said or "[]")]
+
+
 class _Root:
     def __init__(
-        self, spec: SystemSpec, folder: Folder, server: Server | None, url: str, parent: Link | None,
-        on_event: Callable[[dict[str, Any]], None],
+        self, spec: SystemSpec, folder: Folder, server: Server | None, url: str, secured: Secured | None,
+        parent: Link | None, on_event: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         self.spec, self.folder, self.server, self.url, self.parent = spec, folder, server, url, parent
-        self.tell, self.status, self.ready = on_event, 0, False
+        self.secured, self.tell, self.status, self.ready = secured, on_event, 0, False
         self.health = Health(server) if server else None
         children = [
             Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
@@ -129,7 +187,7 @@ class _Root:
 
     def _start_server(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
         assert self.server is not None
-        _start(self.server, self.spec.prefix, self._say)
+        _start(self.server, self.spec.prefix, self._say, self.secured)
         return self.server.pid, None
 
     def _look_at_server(self) -> None:
@@ -142,7 +200,7 @@ class _Root:
         def run(link: Link) -> int:
             if self.server:
                 self.server.disown()
-            return _supervise(link, self.spec, self.folder, self.url)
+            return _supervise(link, self.spec, self.folder, self.url, self.secured)
 
         return fork_child(run, close_others)
 
@@ -151,6 +209,8 @@ class _Root:
         if kind == "all-serving":
             if not self.ready:
                 self.ready = True
+                if self.secured:
+                    Secured(self.folder.path, self.spec.prefix).announce(self.url)
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return
@@ -168,16 +228,17 @@ class _Root:
             self.parent.send(event)
 
 
-def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None]) -> None:
+def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None], secured: Secured | None) -> None:
     """Start our server. When it has cut off the damaged end of the log, see that nobody gets those positions again."""
     if server.alive():
         return
     subjects = Subjects(prefix)
-    top = last_position(server.data, subjects.stream, prefix)
+    top = -1
     try:
+        top = last_position(server.data, subjects.stream, prefix)
         server.start()
-    except ConfigurationError as error:
-        if not top:
+    except (ConfigurationError, LogCorrupt) as error:
+        if not top:  # there is no log that could be damaged
             raise
         raise ConfigurationError(
             f"{error}. If it never comes up, its files are damaged: `dspex restore --replace` puts them aside"
@@ -197,7 +258,7 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None]) -
         from dspex.agents.restoring import keep_positions
 
         server.disown()
-        asyncio.run(keep_positions(server.url, subjects, top))
+        asyncio.run(keep_positions(server.url, subjects, top, secured.context(Role.OPERATOR) if secured else None))
         return 0
 
     pid, line = fork_child(keep, lambda: None)
@@ -205,7 +266,7 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None]) -
     os.waitpid(pid, 0)
 
 
-def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
+def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
@@ -223,16 +284,20 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
     from dspex.agents.registrar import RegistrarSpec, registrar_main
 
     name = folder.name
+
+    def credentials(role: Role, program: str = "") -> str | None:
+        return secured.context(role, program) if secured else spec.credentials
+
     ours = spec.archive and spec.nats is None and spec.log == JETSTREAM
     known = known_log(folder.path / ARCHIVE) if ours else None
     is_log = spec.log == SQLITE
     archivist = ArchivistSpec(
-        f"{ARCHIVIST}-{name}", url, folder.path / (LOG_FILE if is_log else ARCHIVE), spec.prefix, spec.credentials,
-        bounds=spec.retention, known=known, served=spec.log != JETSTREAM, is_log=is_log,
+        f"{ARCHIVIST}-{name}", url, folder.path / (LOG_FILE if is_log else ARCHIVE), spec.prefix,
+        credentials(Role.ARCHIVIST), bounds=spec.retention, known=known, served=spec.log != JETSTREAM, is_log=is_log,
     )  # fmt: skip
     role = REGISTRAR if spec.log == JETSTREAM else LOG
     registrar = RegistrarSpec(
-        f"{role}-{name}", url, spec.prefix, spec.credentials, known=known, log=spec.log, folder=folder.path,
+        f"{role}-{name}", url, spec.prefix, credentials(Role.REGISTRAR), known=known, log=spec.log, folder=folder.path,
         durability=spec.durability, alone=spec.nats is None,
     )  # fmt: skip
 
@@ -244,8 +309,8 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str) -> int:
 
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
-            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app, spec.credentials, spec.replace,
-            plan.values, code_of(program),
+            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
+            credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program),
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:

@@ -15,11 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dspex.agents.bounds import Bounds
 from dspex.core.errors import ConfigurationError
 
-__all__ = ["DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_server", "load_settings"]
+__all__ = [
+    "DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_credentials", "find_server",
+    "load_settings",
+]  # fmt: skip
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 FILE = "dspex.toml"
 PLACE = "system.json"
+SECURE = "secure"
+"""The folder of identities in a data folder."""
 
 
 class _Frozen(BaseModel):
@@ -137,16 +142,37 @@ def find_server(settings: Settings) -> tuple[str, str]:
         place = Place.model_validate_json((settings.data / PLACE).read_bytes())
         return place.nats, place.prefix
     except (OSError, ValidationError):
-        return _context_url() or DEFAULT_URL, settings.prefix
+        return _url_in(settings.credentials) or _url_in(_context()) or DEFAULT_URL, settings.prefix
 
 
-def _context_url() -> str | None:
-    """The URL of the context that the `nats` command line has selected, if any."""
+def find_credentials(settings: Settings) -> str | None:
+    """Who a command is to the system that it means: whoever was named; the console of the data folder that is here,
+    when it has access rules; whoever the NATS context names. None: nobody in particular."""
+    if settings.credentials or settings.nats:
+        return settings.credentials
+    console = settings.data / SECURE / "console.json"
+    if console.is_file():
+        return str(console)
+    context = _context()
+    return context if not (settings.data / PLACE).is_file() and _url_in(context) else None
+
+
+def _context() -> str | None:
+    """The file of the context that the `nats` command line has selected, if any."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats"
     name = os.environ.get("NATS_CONTEXT")
     try:
         name = name or (home / "context.txt").read_text().strip()
-        url = json.loads((home / "context" / f"{name}.json").read_text()).get("url")
+    except (OSError, ValueError):
+        return None
+    return str(home / "context" / f"{name}.json")
+
+
+def _url_in(context: str | None) -> str | None:
+    if not context or not context.endswith(".json"):
+        return None
+    try:
+        url = json.loads(Path(context).read_text()).get("url")
     except (OSError, ValueError, AttributeError):
         return None
     return str(url) if url else None

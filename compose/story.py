@@ -90,7 +90,7 @@ class FileSource:
     """A log, an export or an archive in a SQLite file, read without a server."""
 
     def __init__(self, log: _Readable, prefix: str = "dspex") -> None:
-        self.log, self.subjects = log, Subjects(prefix)
+        self.log, self.subjects = log, Subjects(prefix, tenants=True)
 
     @classmethod
     async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
@@ -98,9 +98,10 @@ class FileSource:
         from dspex.store import Archive, SqliteLog
         from dspex.store.archive import is_archive
 
+        subjects = Subjects(prefix, tenants=True)
         if is_archive(Path(path)):
-            return cls(await Archive.open(path, subjects=Subjects(prefix), readonly=True), prefix)
-        return cls(await SqliteLog.open(path, subjects=Subjects(prefix), readonly=True), prefix)
+            return cls(await Archive.open(path, subjects=subjects, readonly=True), prefix)
+        return cls(await SqliteLog.open(path, subjects=subjects, readonly=True), prefix)
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         async for page in self.pages(**query):
@@ -140,8 +141,9 @@ class FileSource:
             raise NotFound(f"the log has no task {task[:40]}")
         story = [found, *await self.log.read(aggregate("task", door[1], task))]
         for kind in ("outcome", "signal"):
-            found_there = await self.log.holding(self.subjects.door(kind, door[1]), task)
-            story += [entry for entry in found_there if _names(entry.body, task)]
+            for subject in self.subjects.filters(kind, door[1]):
+                holding = await self.log.holding(subject, task)
+                story += [entry for entry in holding if _names(entry.body, task)]
         return sorted(story, key=lambda entry: entry.position)
 
     async def _of_aggregate(self, name: str) -> list[Entry]:

@@ -77,6 +77,7 @@ def _with_log(options: Options, settings: Settings, file: Path, against_log: boo
     """Verify with the log at hand: of the system that runs, else of the data folder's own server, started for it."""
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.core.errors import ConnectionFailed
 
     own = file.absolute() == (settings.data / ARCHIVE).absolute()
@@ -87,8 +88,9 @@ def _with_log(options: Options, settings: Settings, file: Path, against_log: boo
             raise ConnectionFailed(f"{error}; --repair and --against-log need the log") from None
     folder = Folder(settings.data)
     try:
-        with Server(folder.path / "server", durability="power") as server:
-            return options.run(_of_server(server.url, settings.prefix, file, against_log, repair))
+        access, credentials = operator_of(folder.path)
+        with Server(folder.path / "server", durability="power", access=access) as server:
+            return options.run(_of_server(server.url, settings.prefix, credentials, file, against_log, repair))
     finally:
         folder.close()
 
@@ -113,21 +115,24 @@ async def _of_system(options: Options, file: Path, own: bool, against_log: bool,
         return await _beside(caller.client, caller.subjects, file, against_log, repair)
 
 
-async def _of_server(url: str, prefix: str, file: Path, against_log: bool, repair: bool) -> Found:
+async def _of_server(
+    url: str, prefix: str, credentials: str | None, file: Path, against_log: bool, repair: bool
+) -> Found:
     from dspex.bus.client import Client
-    from dspex.core.subjects import Subjects
+    from dspex.bus.identity import subjects_of
 
-    async with await Client.connect(url, name="dspex verify", wait=10.0) as client:
-        return await _beside(client, Subjects(prefix), file, against_log, repair)
+    async with await Client.connect(url, name="dspex verify", wait=10.0, credentials=credentials) as client:
+        return await _beside(client, subjects_of(prefix, credentials), file, against_log, repair)
 
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
-    from dspex.bus.streams import ensure_log, restored_to
+    from dspex.agents.registered import log_of
+    from dspex.bus.streams import restored_to
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
-    log = JetStreamLog(client, subjects, await ensure_log(client, subjects))
-    restored = await restored_to(client, subjects)
+    log = await log_of(client, subjects)
+    restored = await restored_to(client, subjects) if isinstance(log, JetStreamLog) else 0
     report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost
 
@@ -169,6 +174,7 @@ def restore(options: Options, file: Path, replace: bool) -> int:
     from dspex.bus.blocks import stream_folder
     from dspex.bus.server import Server
     from dspex.compose.folder import Folder
+    from dspex.compose.secure import operator_of
     from dspex.compose.settings import load_settings
     from dspex.core.errors import LogError
     from dspex.core.subjects import Subjects
@@ -184,14 +190,15 @@ def restore(options: Options, file: Path, replace: bool) -> int:
     folder = Folder(settings.data)
     try:
         place = folder.path / "server"
+        access, credentials = operator_of(folder.path)
         old = stream_folder(place, Subjects(settings.prefix).stream)
         if old and replace:
             first = check(file).first
             if first:
                 raise LogError(f"{file} is not right, so nothing is put aside for it: {first.what}")
             click.echo(f"the log that was there is kept as {old.replace(_aside(place))}", err=True)
-        with Server(place, durability="power") as server:
-            work = _restore(options, file, server.url, settings.prefix, None, taken=bool(old) and not replace)
+        with Server(place, durability="power", access=access) as server:
+            work = _restore(options, file, server.url, settings.prefix, credentials, taken=bool(old) and not replace)
             return options.run(work)
     finally:
         folder.close()
@@ -210,15 +217,18 @@ async def _restore(
     """`taken` says that the server has a folder for the log already, whether or not it could load it."""
     from dspex.agents.restoring import restore as rebuild
     from dspex.bus.client import Client
-    from dspex.bus.streams import jetstream_api
+    from dspex.bus.identity import subjects_of
+    from dspex.bus.streams import has_stream, jetstream_api
     from dspex.core.errors import LogError
-    from dspex.core.subjects import Subjects
 
+    subjects = subjects_of(prefix, credentials)
     client = await Client.connect(url, name="dspex restore", credentials=credentials)
     try:
-        if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{Subjects(prefix).stream}"):
+        if taken and "error" in await jetstream_api(client, f"STREAM.INFO.{subjects.stream}"):
             raise LogError("there is a log that the server cannot load; --replace puts it aside and takes its place")
-        last = await rebuild(file, client, Subjects(prefix))
+        if await has_stream(client, subjects.queue_stream):
+            raise LogError(f"a log process owns the log of {prefix} on this server; nothing is put in its place")
+        last = await rebuild(file, client, subjects)
     finally:
         await client.close()
     if options.json:

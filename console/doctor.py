@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,6 +27,8 @@ REFUSED, NO_CONNECTION = 1, 3
 PLENTY, ENOUGH = 1 << 30, 100 << 20
 MAX_SKEW = 2.0
 MAX_LAG = 5000
+LATE = 14
+"""Days before its end at which a certificate that was not renewed is told of."""
 OLDEST_API = 1
 """JetStream's API level of nats-server 2.11; what we ask for is older, what we were tested with is newer."""
 
@@ -159,13 +161,21 @@ def _folder(data: Path) -> Iterator[Check]:
 
 
 async def _system(options: Options, settings: Settings) -> AsyncIterator[Check]:
+    import asyncio
+
+    from dspex.bus.probe import probe
     from dspex.compose.settings import find_server
     from dspex.core.errors import ConnectionFailed, DspexError
 
     url, _ = find_server(settings)
     try:
         async with options.connect(wait=1.0) as caller:
-            yield Check("connection", "ok", f"{_shown(url)}{await _version(url)}")
+            info = await asyncio.to_thread(probe, url) or {}
+            version = info.get("version")
+            yield Check("connection", "ok", f"{_shown(url)}{f', nats-server {version}' if version else ''}")
+            yield _access(caller, info, url)
+            if certificate := _certificate(settings):
+                yield certificate
             try:
                 async for check in _log(caller):
                     yield check
@@ -188,21 +198,38 @@ async def _system(options: Options, settings: Settings) -> AsyncIterator[Check]:
             yield Check("connection", "info", "no system runs here; `dspex up FILE` or `dspex demo` starts one")
 
 
-async def _version(url: str) -> str:
-    """What the server calls itself, from its first line; "" when it keeps that to itself."""
-    import asyncio
-    import json
-    from urllib.parse import urlsplit
+def _access(caller: Caller, info: dict[str, Any], url: str) -> Check:
+    """Whether the server asks who one is, keeps the accounts apart and encrypts."""
+    from dspex.bus.probe import is_loopback
 
-    place = urlsplit(url.split(",")[0])
-    try:
-        async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(place.hostname, place.port or 4222)
-            line = await reader.readline()
-            writer.close()
-        return f", nats-server {json.loads(line.removeprefix(b'INFO '))['version']}"
-    except (OSError, ValueError, KeyError, TimeoutError):
-        return ""
+    identity = caller.client.identity
+    tls = "with TLS" if info.get("tls_required") else "without TLS"
+    if identity.secured:
+        return Check("access", "ok", f"secured: the account of this command is {identity.account}, {tls}")
+    if info.get("auth_required"):
+        text = f"the server asks for credentials, {tls}; whether its accounts keep clients from the log is not known"
+        return Check("access", "info", text, "`dspex secure init` and `dspex secure show` make accounts that do")
+    text = f"not secured: whoever reaches {_shown(url)} can read, forge and erase everything"
+    if all(is_loopback(place) for place in url.split(",")):
+        return Check("access", "info", f"{text}; it listens on this machine only", "`dspex up --secure` shuts them out")
+    return Check("access", "warn", text, "run it with `dspex up --secure`, or on 127.0.0.1")
+
+
+def _certificate(settings: Settings) -> Check | None:
+    """How long the certificate of our own server is good for."""
+    from datetime import UTC
+
+    from dspex.compose.secure import Secured, is_secured
+
+    if settings.nats or not is_secured(settings.data):
+        return None
+    until = Secured(settings.data, settings.prefix).until
+    if until is None:
+        return None
+    days = (until - datetime.now(UTC)).days
+    text = f"the server's is good for {days} days"
+    late = days < LATE
+    return Check("certificate", "warn" if late else "ok", text, "start the system anew: it is renewed" if late else "")
 
 
 async def _log(caller: Caller) -> AsyncIterator[Check]:

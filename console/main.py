@@ -39,6 +39,7 @@ COMMANDS = {
     "restore": ("archive", "restore"),
     "views": ("views", "views"),
     "vars": ("variables", "variables"),
+    "secure": ("secure", "secure"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),
 }

@@ -41,13 +41,13 @@ class Options:
     async def connect(self, wait: float = 2.0) -> AsyncIterator[Caller]:
         """A caller on the system that is meant. Raises ConnectionFailed."""
         from dspex.compose.caller import Caller
-        from dspex.compose.settings import PLACE, find_server
+        from dspex.compose.settings import PLACE, find_credentials, find_server
         from dspex.core.errors import ConnectionFailed
 
         settings = self.settings()
         url, prefix = find_server(settings)
         try:
-            caller = await Caller.connect(url, prefix=prefix, wait=wait, credentials=settings.credentials)
+            caller = await Caller.connect(url, prefix=prefix, wait=wait, credentials=find_credentials(settings))
         except ConnectionFailed as error:
             if settings.nats or (settings.data / PLACE).exists():
                 raise

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from dspex.compose.root import Plan
     from dspex.compose.settings import Settings
 
-__all__ = ["ask_line", "data_flag", "nats_line", "up"]
+__all__ = ["ask_line", "data_flag", "exposed", "nats_line", "up"]
 
 MAX_SHOWN = 5
+LOOPBACK = "127.0.0.1"
 
 
 @click.command(short_help="Run programs as supervised agents.")
@@ -41,11 +42,13 @@ MAX_SHOWN = 5
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="The port of our own server; when taken, the next free one."
 )
+@click.option("--host", metavar="ADDRESS", help="The address our own server listens on (default: 127.0.0.1).")
+@click.option("--secure", is_flag=True, help="Run with access rules and TLS; made when they are missing.")
 @click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
 @common
 def up(
     options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None, port: int | None,
-    replace: bool,
+    host: str | None, secure: bool, replace: bool,
 ) -> int:  # fmt: skip
     """Run programs as supervised agents, until Ctrl-C.
 
@@ -59,16 +62,40 @@ def up(
     settings, plans = _plans(options, app, agents, durability, log)
     if port and settings.nats:
         raise click.UsageError(f"--port is for our own server, but {settings.nats} is to be used")
+    if host and settings.nats:
+        raise click.UsageError(f"--host is for our own server, but {settings.nats} is to be used")
+    warning = exposed(settings.nats or f"nats://{host or LOOPBACK}", settings.nats, secure)
+    if warning:
+        click.echo(f"{yellow('dspex:')} {warning}", err=True)
     spec = SystemSpec(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
-        retention=settings.retention.bounds(),
+        retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK,
     )  # fmt: skip
-    teller = _Teller(options.json, port or 0, settings)
+    teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
     status = run_root(spec, on_event=teller.hear)
     teller.end(status)
     return status
+
+
+def exposed(url: str, given: str | None, secure: bool) -> str:
+    """What is to be said of a server that others can reach and that lets everybody in; "" when there is nothing.
+
+    `given` is the URL of somebody else's server, which is asked whether it wants credentials."""
+    from dspex.bus.probe import is_loopback, probe
+
+    if secure or all(is_loopback(place) for place in url.split(",")):
+        return ""
+    if given:
+        info = probe(given)
+        if info is None or info.get("auth_required") or info.get("tls_verify"):
+            return ""
+    where = given or url
+    return (
+        f"{where} is reached from other machines and lets everybody in: whoever connects can read, forge and erase "
+        "everything. Use --secure, or listen on 127.0.0.1"
+    )
 
 
 def _plans(
@@ -105,6 +132,7 @@ class _Teller:
     as_json: bool
     port: int
     settings: Settings
+    secure: bool = False
     ready: bool = False
     started: float = field(default_factory=time.monotonic)
     programs: list[dict[str, Any]] = field(default_factory=list)
@@ -173,11 +201,20 @@ class _Teller:
         for program in self.programs[:MAX_SHOWN]:
             body = example_of(program["input_schema"])
             click.echo(f"  {ask_line(program['program'], body, flag)}")
-            click.echo(f"  {nats_line(program['program'], body, url, self.settings.prefix)}")
+            click.echo(f"  {nats_line(program['program'], body, url, self.settings.prefix)}{self._nats_flags(data)}")
         click.echo(f"  dspex events --follow{flag}\n")
         click.echo(dim("Ctrl-C drains the agents and stops."))
         sys.stdout.flush()
 
+
+    def _nats_flags(self, data: str) -> str:
+        """Who the `nats` command is to be, on a system with access rules."""
+        import shlex
+
+        folder = Path(data) / "secure"
+        if not self.secure:
+            return ""
+        return f" --nkey {shlex.quote(str(folder / 'console.nk'))} --tlsca {shlex.quote(str(folder / 'ca.pem'))}"
 
     def _say_programs(self) -> None:
         """A line for each program, cut where 80 columns or the terminal end."""

@@ -342,7 +342,7 @@ def recorded(call: Call, result: Any, seconds: float) -> EffectRecorded:
         raise EffectFailed(f"the result of {call.name} cannot be recorded: {error}", name=call.name) from error
     return EffectRecorded(
         key=call.key, name=call.name, digest=call.digest, request=Raw(call.request), result=Raw(body),
-        seconds=round(seconds, 6),
+        seconds=round(seconds * 1e6) / 1e6,
     )  # fmt: skip
 
 
@@ -351,7 +351,7 @@ def failed(call: Call, error: BaseException, seconds: float) -> EffectRecorded:
     kind = type(error)
     return EffectRecorded(
         key=call.key, name=call.name, digest=call.digest, request=Raw(call.request),
-        error=f"{kind.__module__}:{kind.__qualname__}", arguments=_arguments(error), seconds=round(seconds, 6),
+        error=f"{kind.__module__}:{kind.__qualname__}", arguments=_arguments(error), seconds=round(seconds * 1e6) / 1e6,
     )  # fmt: skip
 
 

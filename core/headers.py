@@ -10,8 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "TASK", "TIME", "WAIT", "deadline_of", "fork_of", "key_of", "reply_of",
-    "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "TASK", "TIME", "WAIT", "deadline_of", "fork_of", "key_of",
+    "reply_of", "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -36,6 +36,8 @@ KNOWN = "Dspex-Known"
 """On a task in a log process's queue: it may have been delivered before."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+REQUEST_INFO = "Nats-Request-Info"
+"""Which account a request is from: the server says it of every request from another account."""
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
 

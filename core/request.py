@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ def request_of(
         body = to_json([args, dict(sorted(kwargs.items())) if kwargs else kwargs], fallback=_opaque)
     except Exception:
         return hashlib.sha256(name.encode()).hexdigest()[:16], b"null"
-    digest = hashlib.sha256(b"[%b,%b" % (to_json(name), body[1:])).hexdigest()[:16]
+    digest = hashlib.sha256(_quoted(name) + body[1:]).hexdigest()[:16]
     if hidden:
         given, named = msgspec.json.decode(body)
         for place, parameter in hidden:
@@ -38,6 +39,12 @@ def request_of(
             named |= {parameter: HIDDEN} if parameter in named else {}
         body = msgspec.json.encode([given, named])
     return digest, body if len(body) <= MAX_REQUEST else b"null"
+
+
+@functools.lru_cache(maxsize=256)
+def _quoted(name: str) -> bytes:
+    """The beginning of what is hashed: a list that begins with the effect's name."""
+    return b"[%b," % to_json(name)
 
 
 def places_of(function: Callable[..., Any], names: Sequence[str]) -> list[tuple[int, str]]:

@@ -51,9 +51,14 @@ def parse_aggregate(text: str) -> Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """All names of one installation; `prefix` keeps several apart on one server."""
+    """All names of one installation; `prefix` keeps several apart on one server.
+
+    `tenants` says that the server has access rules, and writes the account of whoever sends behind the program of a
+    stored door: `dspex.task.qabot.CLIENT_alice`.
+    """
 
     prefix: str = "dspex"
+    tenants: bool = False
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
@@ -73,6 +78,11 @@ class Subjects:
     def timer_stream(self) -> str:
         """The stream of timers and wakes; written by agents only."""
         return f"{self.stream}_TIMER"
+
+    def timers(self, program: str) -> str:
+        """The stream of a program's timers and wakes. With access rules each has its own: whoever may write a schedule
+        may wipe the stream that holds it."""
+        return f"{self.timer_stream}_{program}" if self.tenants else self.timer_stream
 
     @property
     def queue_stream(self) -> str:
@@ -104,8 +114,18 @@ class Subjects:
         return f"{self.prefix}.{door}.{program}"
 
     def doors(self, program: str) -> tuple[str, ...]:
-        """The stored doors of a program."""
-        return tuple(self.door(door, program) for door in STORED_DOORS)
+        """The stored doors of a program, as the stream names them."""
+        return tuple(subject for door in STORED_DOORS for subject in self.filters(door, program))
+
+    def filters(self, door: str, program: str) -> tuple[str, ...]:
+        """What a door's messages are stored under: the door, and behind it any tenant."""
+        subject = self.door(door, program)
+        return (subject, f"{subject}.*") if self.tenants else (subject,)
+
+    def tenant_of(self, subject: str) -> str:
+        """The account that sent a stored door message, as the server says; "" when nobody knows."""
+        parts = subject.split(".") if self.tenants else []
+        return parts[3] if len(parts) == 4 and parts[1] in STORED_DOORS else ""
 
     def variables(self, program: str, verb: str) -> str:
         return f"{self.prefix}.variables.{program}.{verb}"

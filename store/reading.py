@@ -95,8 +95,11 @@ class Reading:
         return found
 
     async def holding(self, subject: str, text: str) -> list[Entry]:
-        """The entries of one subject whose bodies hold some bytes, in order; found without making all the others."""
-        rows = await self._rows("WHERE subject = ? AND instr(body, ?) > 0 ORDER BY position", (subject, text.encode()))
+        """The entries of one subject whose bodies hold some bytes, in order; found without making all the others. The
+        last token of the subject may be `*`."""
+        how = "GLOB" if subject.endswith("*") else "="
+        where = f"WHERE subject {how} ? AND instr(body, ?) > 0 ORDER BY position"
+        rows = await self._rows(where, (subject, text.encode()))
         return [entry_of(row) for row in rows]
 
     async def tail(self, after: int, subject: str | None = None) -> AsyncGenerator[Entry, None]:

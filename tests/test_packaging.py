@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -22,6 +24,20 @@ SDIST = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
 NOT_PACKAGES = {"tests", "benchmarks", "docs", "src"}
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - NOT_PACKAGES
 OWN = {"src/dspex/__init__.py", "src/dspex/__main__.py", "src/dspex/py.typed"}
+
+
+# -- the lock
+
+
+def test_the_lock_has_every_dependency_with_hashes_and_no_word_of_a_registry() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==([^ ;]+)", text, re.MULTILINE))
+    for each in map(Requirement, PROJECT["project"]["dependencies"]):
+        version = pinned.get(each.name)
+        assert version and each.specifier.contains(version), f"{each}: `make lock`"
+    entries = re.split(r"^(?=[a-z0-9-]+==)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pinned) and all("--hash=sha256:" in entry for entry in entries)
+    assert not re.search(r"://|--index|--find-links|@ file", text)
 
 
 # -- the lists

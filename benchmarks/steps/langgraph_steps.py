@@ -71,17 +71,23 @@ def in_threads() -> None:
 
     names = itertools.count()
 
-    def run(_: object) -> None:
-        assert app.invoke({"n": 0}, config(next(names)), durability=durability)["n"] == steps
-
     def measure(at_once: int, seconds: float) -> tuple[int, float]:
         """How many steps were done, and how many a second, in at least so many seconds."""
-        done, started = 0, time.perf_counter()
-        with ThreadPoolExecutor(at_once) as pool:
-            each = map if at_once == 1 else pool.map
-            while (passed := time.perf_counter() - started) < seconds:
-                done += len(list(each(run, range(at_once)))) * steps
-        return done, done / passed
+        started = time.perf_counter()
+
+        def one_by_one(_: int) -> int:
+            done = 0
+            while time.perf_counter() - started < seconds:
+                assert app.invoke({"n": 0}, config(next(names)), durability=durability)["n"] == steps
+                done += steps
+            return done
+
+        if at_once == 1:
+            done = one_by_one(0)
+        else:
+            with ThreadPoolExecutor(at_once) as pool:
+                done = sum(pool.map(one_by_one, range(at_once)))
+        return done, done / (time.perf_counter() - started)
 
     measure(1, 0.2)
     _, alone = measure(1, seconds / 4)
@@ -100,15 +106,17 @@ async def in_loop() -> None:
 
         names = itertools.count()
 
-        async def run() -> None:
-            assert (await app.ainvoke({"n": 0}, config(next(names)), durability=durability))["n"] == steps
-
         async def measure(at_once: int, seconds: float) -> tuple[int, float]:
             done, started = 0, time.perf_counter()
-            while (passed := time.perf_counter() - started) < seconds:
-                await asyncio.gather(*(run() for _ in range(at_once)))
-                done += at_once * steps
-            return done, done / passed
+
+            async def one_by_one() -> None:
+                nonlocal done
+                while time.perf_counter() - started < seconds:
+                    assert (await app.ainvoke({"n": 0}, config(next(names)), durability=durability))["n"] == steps
+                    done += steps
+
+            await asyncio.gather(*(one_by_one() for _ in range(at_once)))
+            return done, done / (time.perf_counter() - started)
 
         await measure(1, 0.2)
         _, alone = await measure(1, seconds / 4)

@@ -69,7 +69,7 @@ class Slots:
 
 def agent(program: Program, log: SlowLog, name: str = "one") -> Worker:
     client: Any = Client()
-    place = Registered(epoch="e", stream="DSPEX", consumer="c")
+    place = Registered(epoch=log.epoch, stream="DSPEX", consumer=f"task-{program.name}")
     return Worker(
         program, agent=name, code="", client=client, log=log, subjects=Subjects(), on_worn=lambda why: None, place=place
     )

@@ -12,8 +12,8 @@ from msgspec import Raw
 from dspex import Program, Schema
 from dspex.agents.run import Run
 from dspex.agents.versions import Versions
-from dspex.agents.waiting import Given, Waiting
-from dspex.bus.pull import ACK
+from dspex.agents.waiting import Given, Waiting, Woken
+from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import rfc3339
@@ -83,7 +83,9 @@ class Desk:
         assert run.claimed, "no attempt of ours begins"
         self.ended.append(payload)
 
-    async def hand_back(self, *payloads: Payload, ago: float = 0.0, headers: dict[str, str] | None = None) -> None:
+    async def hand_back(
+        self, *payloads: Payload, ago: float = 0.0, headers: dict[str, str] | None = None, wake: Delivery | None = None
+    ) -> None:
         """Have a task delivered whose last event was so many seconds ago."""
         self.task = await self.log.store(SUBJECTS.door("task", "drains"), b"{}", headers or {})
         if payloads:
@@ -91,7 +93,7 @@ class Desk:
         entry = await self.log.entry(self.task)
         assert entry
         entry = type(entry)(**{name: getattr(entry, name) for name in entry.__struct_fields__} | {"time": time.time() - ago})
-        delivery = Given(entry, b"_INBOX.x", 2)
+        delivery = Woken(entry, wake) if wake else Given(entry, b"_INBOX.x", 2)
         run = cast(Run, type("Attempt", (), {
             "delivery": delivery, "id": str(self.task), "aggregate": f"task.drains.{self.task}", "claimed": False,
         })())  # fmt: skip
@@ -138,6 +140,28 @@ async def test_it_comes_again_later_and_later(desk: Desk) -> None:
     assert desk.ended == []
 
 
+def wake_of(task: int, delivered: int = 1) -> Delivery:
+    body = json.dumps({"task": str(task)}).encode()
+    return Delivery(Message(b"s", b"$JS.ACK.S.c.%d.9.9.1700000000000000000.0" % delivered, body, None))
+
+
+async def test_a_wake_is_handed_back_as_another_wake(desk: Desk) -> None:
+    await desk.hand_back(CLAIM, TaskSleeping(key="z", until=time.time() - 8), ago=8.0, wake=wake_of(1))
+    assert desk.words.said == [ACK], "one that is delivered again would say that its taker had died"
+    [armed] = desk.words.armed
+    assert armed.startswith(f"dspex.timer.drains.{desk.task} @at 20")
+
+
+async def test_a_wake_for_a_task_that_runs_is_lost_only_when_its_holder_has_a_delivery(desk: Desk) -> None:
+    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a")
+    await desk.hand_back(CLAIM)
+    assert await waiting.woken(wake_of(desk.task), OURS) is None
+    assert await waiting.woken(wake_of(desk.task, 2), OURS) is not None, "its taker has died"
+    await desk.hand_back(CLAIM, headers={h.CODE: THEIRS})
+    assert await waiting.woken(wake_of(desk.task), OURS) is not None, "who has it may have no delivery of it"
+    assert await waiting.woken(wake_of(desk.task), THEIRS) is None
+
+
 async def test_one_that_has_ended_is_only_acknowledged(desk: Desk) -> None:
     await desk.hand_back(CLAIM, TaskCompleted(output=Raw(b"{}")))
     assert desk.words.said == [ACK]
@@ -181,15 +205,10 @@ async def test_one_that_sleeps_on_is_left_to_its_wake(desk: Desk, last: Payload)
     assert [said[: len(timed[0])] for said in desk.words.armed] == timed, "its timer is set again, in case it was lost"
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
-        TaskSleeping(key="z", until=time.time() - 1),
-        TaskRetried(retry=1, type="E", message="m", until=time.time() - 1),
-    ],
-    ids=["time", "retry"],
-)
-async def test_one_that_could_go_on_waits_from_then(desk: Desk, last: Payload) -> None:
+@pytest.mark.parametrize("kind", ["time", "retry"])
+async def test_one_that_could_go_on_waits_from_then(desk: Desk, kind: str) -> None:
+    then = time.time() - 1
+    last = TaskRetried(retry=1, type="E", message="m", until=then) if kind == "retry" else TaskSleeping(key="z", until=then)
     await desk.hand_back(CLAIM, last, ago=500.0)
     assert desk.delay < 5 and desk.ended == []
 

@@ -63,7 +63,7 @@ async def test_a_wake_for_no_possible_task_is_none() -> None:
     client: Any = Client()
     log: Any = Log()
     waiting = Waiting(client, log, Subjects(), "p", "/agents/a")
-    assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode())) is None
+    assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode()), "c") is None
 
 
 class Puller:
@@ -75,13 +75,13 @@ class Puller:
 
 def worker_of(woken: Any, running: dict[int, Any], acknowledge: Any) -> Any:
     made: Any = object.__new__(Worker)
-    made.waiting, made.running = SimpleNamespace(woken=woken), running
+    made.waiting, made.running, made.code = SimpleNamespace(woken=woken), running, "c"
     made.client = SimpleNamespace(acknowledge=acknowledge)
     return made
 
 
 async def test_a_wake_that_cannot_be_acknowledged_gives_its_slot_back() -> None:
-    async def woken(wake: Delivery) -> None:
+    async def woken(wake: Delivery, code: str) -> None:
         return None
 
     def acknowledge(message: Message, word: bytes) -> None:
@@ -105,7 +105,7 @@ async def test_a_wake_of_a_task_whose_retry_is_just_being_committed_is_not_lost(
     held = SimpleNamespace(suspended=False, settling=True, task=asyncio.create_task(holding()), delivery=None)
     running[7] = held
 
-    async def woken(wake: Delivery) -> Any:
+    async def woken(wake: Delivery, code: str) -> Any:
         return SimpleNamespace(position=7, wake=wake.position)
 
     said: list[bytes] = []

@@ -200,6 +200,9 @@ class Full:
         self.pulls: list[bytes] = []
         self.on_reconnect: list[Callable[[], None]] = []
 
+    def inbox(self) -> str:
+        return "_INBOX.one"
+
     def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
         if self.full:
             raise ConnectionFailed("8 MiB wait to be sent")

@@ -22,6 +22,7 @@ from dspex.core.events import (
     TaskDeadLettered,
     TaskDuplicate,
     TaskFailed,
+    TaskForked,
     TaskRetried,
     TaskSleeping,
 )
@@ -35,7 +36,7 @@ OF_A_TASK: list[Payload] = [
     TaskClaimed(attempt=1, agent="a", assignment="", code=""), TaskSleeping(key="k", until=None, signal="go"),
     TaskRetried(retry=1, type="E", message="", until=0.0, clean=False), TaskCompleted(output=RAW, seconds=0.0),
     TaskFailed(code=500, type="E", message="", detail="", seconds=0.0), TaskDuplicate(of="1", key="k"),
-    TaskDeadLettered(attempts=1, reason=""), TaskCancelled(),
+    TaskDeadLettered(attempts=1, reason=""), TaskCancelled(), TaskForked(parent="1", at=1, seed="1"),
 ]  # fmt: skip
 
 

@@ -48,6 +48,11 @@ def test_the_names_of_the_design_page() -> None:
     assert names.control("a", "drain") == "dspex.control.a.drain"
 
 
+def test_with_access_rules_each_program_has_timers_of_its_own() -> None:
+    assert Subjects().timers("a") == Subjects().timers("b") == "DSPEX_TIMER"
+    assert Subjects(tenants=True).timers("a") == "DSPEX_TIMER_a"
+
+
 def test_installations_share_no_name() -> None:
     one, two = Subjects("one"), Subjects("two")
     for name in ("stream", "lease_stream", "timer_stream", "events"):

@@ -109,14 +109,15 @@ class Plain:
         self.nc, self._file = connection, file
 
     @classmethod
-    async def connect(cls, url: str, file: Path | None = None) -> Plain:
-        """`file` is the log when it is a SQLite file."""
+    async def connect(cls, url: str, file: Path | None = None, **options: Any) -> Plain:
+        """`file` is the log when it is a SQLite file; `options` are nats-py's own."""
         async def quiet(error: Exception) -> None:
             pass
 
         return cls(
             await nats.connect(
-                url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, ping_interval=5, error_cb=quiet, connect_timeout=5
+                url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, ping_interval=5, error_cb=quiet, connect_timeout=5,
+                **options,
             ),
             file,
         )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.e2e.plain import WRONG
 from tests.e2e.running import Running
+from tests.store.disks import fill
 
 
 def check_refused(system: Running, *words: str) -> None:
@@ -84,71 +82,26 @@ def test_an_app_that_cannot_be_loaded_is_one_sentence(
     assert "Traceback" not in system.words
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be made here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path, leave: int = 0) -> Path:
-    """Fill a disk up to `leave` bytes; the file that does it."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while shutil.disk_usage(disk).free > leave:
-                file.write(bytes(min(4096, shutil.disk_usage(disk).free - leave)))
-        except OSError:
-            pass
-    return filler
-
-
 def test_a_full_disk_at_the_start_is_one_sentence_and_a_later_start_works(
-    systems: Callable[..., Running], small_disk: Path
+    systems: Callable[..., Running], small_disk: Callable[[int], Path]
 ) -> None:
-    filler = fill(small_disk)
-    system = systems(("Nap", 1), folder="disk/data", words=small_disk.parent / "words").launch()
+    disk = small_disk(48 << 20)
+    filler = fill(disk)
+    system = systems(("Nap", 1), folder="disk0/data", words=disk.parent / "words").launch()
     check_refused(system, "No space left")
     filler.unlink()
-    with systems(("Nap", 1), folder="disk/data", words=small_disk.parent / "words") as system:
+    with systems(("Nap", 1), folder="disk0/data", words=disk.parent / "words") as system:
         assert system.url
 
 
-async def test_a_disk_that_fills_up_loses_nothing_that_was_acknowledged(
-    systems: Callable[..., Running], small_disk: Path
-) -> None:
-    with systems(("Nap", 2), folder="disk/data", words=small_disk.parent / "words") as system:
-        async with await system.plain() as plain:
-            acknowledged = {await plain.submit("nap", {"n": n}): n for n in range(50)}
-            filler = fill(small_disk, leave=256 << 10)
-            refused, n = 0, 50
-            while refused < 3:
-                try:
-                    acknowledged[await plain.submit("nap", {"n": n}, {"Padding": "x" * 10_000}, timeout=1)] = n
-                except WRONG:
-                    refused += 1
-                n += 1
-                assert n < 1000, "the disk does not fill up"
-            filler.unlink()
-            os.kill(system.server(), signal.SIGKILL)
-            story = await plain.until_ended("nap")
-            story.check_once("nap", list(acknowledged))
-            outputs = story.outputs("nap")
-            assert {task: outputs[task]["n"] for task in acknowledged} == acknowledged
-
-
 async def test_a_server_that_cannot_be_started_again_is_tried_until_it_can(
-    systems: Callable[..., Running], small_disk: Path
+    systems: Callable[..., Running], small_disk: Callable[[int], Path]
 ) -> None:
-    with systems(("Nap", 1), folder="disk/data", words=small_disk.parent / "words") as system:
+    disk = small_disk(48 << 20)
+    with systems(("Nap", 1), folder="disk0/data", words=disk.parent / "words") as system:
         async with await system.plain() as plain:
             task = await plain.submit("nap", {"n": 1})
-            filler = fill(small_disk)
+            filler = fill(disk)
             os.kill(system.server(), signal.SIGKILL)
             system.event("crashed", role="server")
             await asyncio.sleep(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.plain import Plain
+from tests.e2e.plain import Plain, Story
 from tests.e2e.running import Running, until
 
 from dspex import InvalidInput, NotFound, Replay, afork
@@ -209,6 +209,11 @@ async def test_what_cannot_be_forked_is_refused_with_words(shared: Running, plai
             await afork(parent, url=shared.url, **wanted)  # type: ignore[call-overload]
     with pytest.raises(NotFound, match="the log has no task 999999"):
         await afork(999999, url=shared.url)
+    [other] = load_app(f"{APP.parent / 'programs.py'}:Nap")
+    with pytest.raises(InvalidInput, match=f"task {parent} is one of trip, and Nap is nap"):
+        await afork(parent, url=shared.url, program=other)
+    with pytest.raises(InvalidInput, match="nothing runs in a file"):
+        await afork(parent, log="tasks.db")  # type: ignore[call-overload]
     assert (await plain.story()).head == head, "nothing was written"
     # The same from a client that asks nobody before.
     for text, code, words in (
@@ -258,8 +263,7 @@ async def test_a_person_sees_what_was_forked(shared: Running, plain: Plain, book
     assert f"a fork of {parent}@2" in events and f"shares events 1 to 2 of task {parent}: 1 record" in events
     assert f"(from {parent}@2) trip.now#0" in events
     assert [line.split()[1] for line in events.splitlines()[1:5]] == ["0", "1", "2", "3"], "versions, for --at"
-    tasks = await asyncio.to_thread(said, "tasks", "trip")
-    assert f"fork of {parent}@2: " in tasks
+    await asyncio.to_thread(until, lambda: f"fork of {parent}@2: " in said("tasks", "trip"))  # once it is archived
     proposed = await asyncio.to_thread(said, "vars", "trip", "propose", "nights=6", "--why", "to rest")
     history = await asyncio.to_thread(said, "vars", "trip", "history")
     assert proposed.strip() in history and "to rest" in history and "for a fork of task" in history
@@ -292,6 +296,36 @@ async def test_a_fork_with_other_code_runs_here_and_the_agents_leave_it(
     assert claim["code"] == made["code"] and "-fork-" in claim["agent"]
     assert await bytes_of(plain, parent) == before
     assert (await ended(plain, int(made["task"])))["trail"] == made["output"]["trail"]
+
+
+async def test_a_fork_that_nobody_finishes_fails_in_time(
+    systems: Callable[..., Running], book: Book, tmp_path: Path
+) -> None:
+    app = tmp_path / "impatient.py"
+    app.write_text(APP.read_text().replace("    attempts = 1000\n", "    timeout = 3.0\n    drain_time = 1.0\n"))
+    with systems((f"{app}:Trip", 1)) as system:
+        async with await system.plain() as plain:
+            parent = await plain.submit("trip", {"book": str(book.path)})
+            await ended(plain, parent)
+            theirs, code = book.lines, changed(tmp_path)
+            sets = [f"--set=input.{name}" for name in ("seconds=1.0", "wait=go")]
+            arguments = command("fork", parent, "--at", AFTER_BRIDGE, "--code", code, *sets, url=system.url)
+            process = await asyncio.create_subprocess_exec(*arguments, stdout=-1, stderr=-1)
+            story = await plain.until(lambda story: "TaskSleeping" in story.types(f"task.trip.{newest(story)}"))
+            task = newest(story)
+            await plain.store("signal", "trip", {"task": task, "name": "go", "value": 1})
+            await asyncio.to_thread(until, lambda: len(book.lines) > len(theirs))  # awake again, and at work
+            process.kill()
+            await process.communicate()
+            reply = await plain.final("trip", task)
+            story = await plain.story()
+            claimed = [it["data"]["code"] for it in story.all_of("TaskClaimed")]
+            assert reply.code == 500 and reply.error["type"] == "CodeUnavailable"
+            assert f"needs code {claimed[-1]} of trip, the agents here run {claimed[0]}" in reply.error["message"]
+
+
+def newest(story: Story) -> int:
+    return story.submitted("trip")[-1]
 
 
 async def test_a_fork_whose_process_was_killed_is_finished_by_another(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.e2e.plain import WRONG, Plain, Story
 from tests.e2e.running import Running
+from tests.store.disks import fill
 
 from dspex.store.verify import verify
 
@@ -17,12 +18,13 @@ FREE = 4 << 20
 """What is left of it before the tasks come."""
 
 
-async def fill(plain: Plain) -> list[int]:
+async def submit_until_full(plain: Plain) -> dict[int, str]:
     """Submit until the log takes nothing more; what it has acknowledged."""
-    taken: list[int] = []
+    taken: dict[int, str] = {}
     for number in range(2000):
+        text = f"{number} " + "x" * 20_000
         try:
-            taken.append(await plain.submit("work", {"text": f"{number} " + "x" * 20_000}, timeout=1.0))
+            taken[await plain.submit("work", {"text": text}, timeout=1.0)] = text
         except WRONG:
             break
     assert number < 1999, "the disk did not fill"
@@ -34,12 +36,11 @@ async def test_a_full_disk_delays_and_it_goes_on_by_itself(
 ) -> None:
     disk = small_disk(SIZE)
     system = systems(("Work", 2), folder=f"{disk.name}/data").start()
-    ballast = disk / "ballast"
     async with await system.plain() as plain:
         ended = [await plain.submit("work", {"text": "before"}) for _ in range(20)]
         await plain.until_ended("work", ended)
-        ballast.write_bytes(bytes(_free(disk) - FREE))
-        taken = await fill(plain)
+        filler = fill(disk, leave=FREE)
+        taken = await submit_until_full(plain)
         said = await asyncio.to_thread(system.event, "trouble")
         assert "Make room on the disk of" in said["reason"] and "no space left" in said["reason"]
         for task in ended:  # what was there can be read meanwhile
@@ -52,12 +53,14 @@ async def test_a_full_disk_delays_and_it_goes_on_by_itself(
             except WRONG:
                 pass
         assert not during, "a disk without room took a task"
-        ballast.unlink()
+        filler.unlink()
         seen = len(system.events)
         await asyncio.to_thread(system.event, "better")
         late = await _submitted(plain)
         story = await plain.until_ended("work", [*ended, *taken, late])
         _whole(story, [*ended, *taken, late])
+        outputs = story.outputs("work")
+        assert {task: outputs[task]["text"] for task in taken} == taken
         assert not [e for e in system.events[seen:] if e["event"] == "crashed"]
     assert system.stop() == 0
     report = verify(system.data / "archive.db")
@@ -78,9 +81,3 @@ def _whole(story: Story, acknowledged: list[int]) -> None:
     for entry in story.entries:
         json.loads(entry.body)  # no half of anything
     assert {types[0] for types in story.endings("work").values()} == {"TaskCompleted"}
-
-
-def _free(disk: Path) -> int:
-    import shutil
-
-    return shutil.disk_usage(disk).free

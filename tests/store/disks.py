@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["WAYS", "Full", "full_disk"]
+__all__ = ["WAYS", "Full", "fill", "full_disk"]
 
 WAYS = ["mount", "limit"]
 LIMIT = 150_000
@@ -46,3 +47,15 @@ def full_disk(folder: Path, how: str) -> Iterator[Full]:
         disk.free()
         if how == "mount":
             subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path, leave: int = 0) -> Path:
+    """Fill a disk up to `leave` bytes; the file that does it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while shutil.disk_usage(disk).free > leave:
+                file.write(bytes(min(4096, shutil.disk_usage(disk).free - leave)))
+        except OSError:
+            pass
+    return filler

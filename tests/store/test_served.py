@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.store.disks import full_disk
 
 from dspex.bus.client import Client
 from dspex.bus.server import Server
@@ -51,6 +52,7 @@ class Process:
         self.end()
 
     def end(self) -> None:
+        """Let it go in order. Twice is fine."""
         assert self._popen.stdin and self._popen.stdout
         self._popen.stdin.close()
         self._popen.wait(20)
@@ -239,3 +241,24 @@ async def test_the_file_is_a_log_for_whoever_reads_files(mortal: Owned, tmp_path
     file = await SqliteLog.open(tmp_path / mortal.subjects.prefix / "log.db", readonly=True)
     assert await file.scan(0) == await log.scan(0)
     await file.close()
+
+
+# -- a full disk
+
+
+async def test_a_full_disk_refuses_at_the_door_and_nothing_else(mortal: Owned, tmp_path: Path) -> None:
+    with full_disk(tmp_path, "mount") as disk:
+        mortal.folder = disk.folder
+        log = await mortal.open()
+        client, door = mortal.clients[0], mortal.subjects.door("task", "qabot")
+        answers = await asyncio.gather(*(ack(client, door, b"%06d" % number * 1000) for number in range(60)))
+        stored = {answer["seq"]: number for number, answer in enumerate(answers) if "error" not in answer}
+        refused = [answer["error"] for answer in answers if "error" in answer]
+        assert stored and refused
+        assert {error["code"] for error in refused} == {503} and "full" in refused[0]["description"]
+        kept = {entry.position: entry.body for entry in await log.scan(0)}
+        assert kept == {position: b"%06d" % number * 1000 for position, number in stored.items()}
+        disk.free()
+        assert (await ack(client, door, b"{}"))["seq"] == max(stored) + 1
+        await put(log, TASK)
+        mortal.process.end()  # it has the file open, on the disk that goes away

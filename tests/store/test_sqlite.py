@@ -18,13 +18,15 @@ from pathlib import Path
 import pytest
 
 from dspex.core.codec import decode_commit
-from dspex.core.errors import LogError
+from dspex.core.errors import LogCorrupt, LogError
 from dspex.core.events import Head
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.subjects import Subjects
-from dspex.store import SqliteLog
+from dspex.store import Archive, SqliteLog
 from dspex.store.contract import BackendContract, commit, positions, put
+from dspex.store.export import import_entries
 from dspex.store.sqlite import Durability
+from dspex.store.verify import verify
 
 TASK = "task.qabot.1"
 
@@ -225,7 +227,7 @@ _WRITER = """
     import asyncio, sys
     from dspex.core.events import Head
     from dspex.core.ports import Appended
-    from dspex.store import SqliteLog
+    from dspex.store import Archive, SqliteLog
     from dspex.store.contract import commit
 
     async def main():
@@ -340,3 +342,80 @@ async def test_only_the_appends_that_did_not_fit_fail(path: Path) -> None:
     everything = positions(await log.scan(0))
     assert everything == list(range(1, 16))
     await log.close()
+
+
+# -- rows that were there
+
+
+async def _cut(path: Path, durability: Durability) -> None:
+    """A log whose newest rows were acknowledged and never reached the disk."""
+    log = await SqliteLog.open(path, durability=durability)
+    await put(log, TASK, count=9)
+    await log.close()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("DELETE FROM log WHERE position > 5")
+        file.commit()
+
+
+async def test_what_a_loss_of_power_took_becomes_a_gap_and_its_positions_are_never_given_again(path: Path) -> None:
+    await _cut(path, "process")
+    for _ in range(2):
+        log = await SqliteLog.open(path, durability="process")
+        assert positions(await log.scan(0)) == [1, 2, 3, 4, 5]
+        await log.close()
+    log = await SqliteLog.open(path, durability="process")
+    (last,) = [await log.last(TASK)]
+    assert last is not None and last.position == 5
+    head = await put(log, TASK, head=Head(5, 5))
+    assert head == Head(6, 10)
+    await log.close()
+    report = verify(path)
+    assert report.ok and [(gap.first, gap.last) for gap in report.gaps] == [(6, 9)]
+    log = await SqliteLog.open(path)
+    assert positions(await log.scan(0)) == [1, 2, 3, 4, 5, 10]
+    await log.close()
+
+
+async def test_a_tail_that_was_flushed_and_is_gone_is_refused(path: Path) -> None:
+    await _cut(path, "power")
+    with pytest.raises(LogCorrupt, match="ends at 5 and its head is at 9"):
+        await SqliteLog.open(path)
+    assert not verify(path).ok
+
+
+# -- one format for logs, archives and exports
+
+
+async def test_an_archive_is_a_log_to_go_on_with(tmp_path: Path, path: Path) -> None:
+    log = await SqliteLog.open(path, durability="process")
+    await put(log, TASK, count=3)
+    archive = await Archive.open(tmp_path / "archive.db", epoch=log.epoch)
+    await archive.add(await log.scan(0))
+    await archive.close()
+    other = await SqliteLog.open(tmp_path / "archive.db")
+    assert other.epoch == log.epoch and await other.scan(0) == await log.scan(0)
+    head = await put(other, TASK, head=Head(3, 3))
+    assert head == Head(4, 4)
+    await other.close()
+    await log.close()
+    assert verify(tmp_path / "archive.db").ok and verify(path).ok
+
+
+async def test_an_export_is_verified_by_itself_and_says_what_was_left_out(tmp_path: Path, path: Path) -> None:
+    log = await SqliteLog.open(path, durability="process")
+    await put(log, TASK, count=6)
+    entries = [entry for entry in await log.scan(0) if entry.position in (2, 5)]
+    await log.close()
+    export = tmp_path / "export.db"
+    assert import_entries(export, entries, epoch="e") == 2
+    report = verify(export)
+    assert report.ok and [(gap.first, gap.last, gap.reason) for gap in report.gaps] == [
+        (1, 1, "left out of this export"), (3, 4, "left out of this export")
+    ]  # fmt: skip
+    reader = await SqliteLog.open(export, readonly=True)
+    assert await reader.scan(0) == entries
+    await reader.close()
+    with closing(sqlite3.connect(export)) as file:
+        file.execute("DELETE FROM log WHERE position = 5")
+        file.commit()
+    assert not verify(export).ok
