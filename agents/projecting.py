@@ -40,7 +40,7 @@ PROJECTIONS: tuple[Projection, ...] = (TASKS, TEXT, SNAPSHOTS, DUE)
 MAX_GROUP = 1000
 """Rows of the archive that are taken in by one transaction."""
 GROUP_BYTES = 8 << 20
-SHARE, ALONE = 0.02, 0.5
+SHARE, ALONE = 0.05, 0.5
 """The share of a core that the views take while nobody waits for them: when others want it, and when it is idle."""
 PAUSE = 0.5
 """Seconds between looks while nothing is new, and between tries after trouble."""

@@ -95,8 +95,8 @@ def events(
         raise click.UsageError("--to, --at and --state need a task or an aggregate, and neither --follow nor --after")
     if to is not None and at is not None:
         raise click.UsageError("--to and --at were given; one of them is due")
-    if what and narrow:
-        options.run(_show_aggregate(options, what, to, time_of(at) if at else "", state, log))
+    if what and (narrow or ("." in what and not follow and after is None)):
+        options.run(_show_aggregate(options, what, to, time_of(at) if at else "", state, limit or 0, log))
         return
     wanted = limit if limit is not None else (0 if options.json or what else 100)
     query = _query(what) if what else {"program": program} if program else {}
@@ -123,8 +123,10 @@ def _shower(options: Options, *, versions: bool = False) -> Callable[[dict[str, 
     return print_json if options.json else EventLines(versions=versions).show
 
 
-async def _show_aggregate(options: Options, what: str, to: int | None, at: str, state: bool, log: str | None) -> None:
-    """One aggregate's own events up to a version or a time, or the state after them."""
+async def _show_aggregate(
+    options: Options, what: str, to: int | None, at: str, state: bool, limit: int, log: str | None
+) -> None:
+    """One aggregate's own events up to a version or a time (the last `limit` of them), or the state after them."""
     from dspex.compose.state import events_of_aggregate, state_at
     from dspex.compose.story import shown, story_of
 
@@ -132,7 +134,7 @@ async def _show_aggregate(options: Options, what: str, to: int | None, at: str, 
         name = what if "." in what else (await story_of(source, what)).events[0].aggregate
         if not state:
             show = _shower(options)
-            for event in await events_of_aggregate(source, name, to, at):
+            for event in (await events_of_aggregate(source, name, to, at))[-limit:]:
                 show(shown(event))
             return
         found = await state_at(source, name, to, at)

@@ -1,4 +1,4 @@
-"""The folds of every kind of aggregate that has one: tasks (in `task`), inboxes, keys, programs and agents."""
+"""The folds of every kind of aggregate: tasks (in `task`), inboxes, keys, programs, agents and variables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
     AgentStopped,
+    AssignmentProposed,
     Event,
     KeyBound,
     ProgramRegistered,
@@ -20,7 +21,7 @@ from dspex.core.events import (
 from dspex.core.fold import Fold
 from dspex.core.task import fold as task
 
-__all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "ProgramState"]
+__all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "ProgramState", "VariablesState"]
 
 
 class InboxState(Struct, frozen=True, omit_defaults=True):
@@ -59,6 +60,16 @@ class AgentState(Struct, frozen=True, omit_defaults=True):
     starts: int = 0
     crashes: int = 0
     reason: str = ""
+
+
+class VariablesState(Struct, frozen=True, omit_defaults=True):
+    """How many assignments were proposed for a program, and the last of them."""
+
+    proposals: int = 0
+    assignment: str = ""
+    values: dict[str, bool | int | float | str | None] = {}
+    who: str = ""
+    why: str = ""
 
 
 def _inbox(state: InboxState, event: Event) -> InboxState:
@@ -100,6 +111,14 @@ def _agent(state: AgentState, event: Event) -> AgentState:
             return state
 
 
+def _variables(state: VariablesState, event: Event) -> VariablesState:
+    match event.data:
+        case AssignmentProposed(assignment=assignment, values=values, who=who, why=why):
+            return VariablesState(state.proposals + 1, assignment, values, who, why)
+        case _:
+            return state
+
+
 def _loads(kind: type[Any]) -> Any:
     return msgspec.json.Decoder(kind).decode
 
@@ -112,6 +131,7 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
         Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
+        Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )
 }
 """By kind of aggregate."""

@@ -57,7 +57,7 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 NOT_TODAYS = (msgspec.MsgspecError, *NOT_JSON)
 
 
-class _Envelope(Struct, kw_only=True):
+class _Envelope(Struct, kw_only=True, gc=False):
     """An event of today's schema, as it is stored; `data` is added for each type."""
 
     source: str
@@ -86,7 +86,7 @@ _KINDS = {kind: _kind(name, kind.schema) for name, kind in PAYLOADS.items()}
 _batch = msgspec.json.Decoder(list[_Stored])
 _ENVELOPES = tuple(
     msgspec.defstruct(
-        f"_{name}", [("data", kind)], bases=(_Envelope,), tag_field="type", tag=name, kw_only=True,
+        f"_{name}", [("data", kind)], bases=(_Envelope,), tag_field="type", tag=name, kw_only=True, gc=False,
         namespace={"current": f"urn:dspex:{name}:{kind.schema}"},
     )
     for name, kind in PAYLOADS.items()
@@ -246,12 +246,15 @@ def events_of(entry: Entry, subjects: Subjects) -> list[Event]:
     if door is None:
         events = decode_commit(entry.body, entry.position)
         name = subjects.aggregate_of(entry.subject)
-        if any(event.aggregate != name or not _TIME.fullmatch(event.time) for event in events):
-            raise LogCorrupt(f"position {entry.position} holds a commit of another aggregate than {name}")
+        checked = ""
+        for event in events:
+            if event.aggregate != name or (event.time != checked and not _TIME.fullmatch(event.time)):
+                raise LogCorrupt(f"position {entry.position} holds a commit of another aggregate than {name}")
+            checked = event.time  # that of the others, nearly always
         return events
     kind, program = door
     body = _json_or_null(entry.body)
-    headers = _ours(entry.headers)
+    headers = _ours(entry.headers) if entry.headers else {}
     data: Payload
     if kind == "task":
         data = TaskSubmitted(program=program, input=body, headers=headers)

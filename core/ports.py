@@ -17,7 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One message of the log: a commit or a door message. `time` is when it was stored, seconds since the epoch."""
 
     position: int

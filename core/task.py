@@ -33,7 +33,7 @@ STATES: tuple[Status, ...] = get_args(Status)
 TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 
 
-class TaskState(Struct, frozen=True, omit_defaults=True):
+class TaskState(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
     attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `code_version` is
     that of the last claim, or before there is one, the only one that may run it. `forked` says of whom it is a fork."""

@@ -88,6 +88,8 @@ def test_a_view_is_dropped_and_made_again(system: Shell, scored: str) -> None:
 def test_any_aggregate_at_any_version_or_time(system: Shell, task: str) -> None:
     name = f"task.echo.{task}"
     assert [e["version"] for e in system("events", name, "--to", "1", "--json").lines] == [0, 1]
+    assert [e["version"] for e in system("events", name, "--json").lines] == [0, 1, 2]
+    assert [e["version"] for e in system("events", name, "--limit", "1", "--json").lines] == [2]
     states = [system("events", name, "--to", str(n), "--state", "--json").json for n in range(3)]
     assert [s["state"].get("status", "submitted") for s in states] == ["submitted", "running", "completed"]
     assert [s["version"] for s in states] == [0, 1, 2]

@@ -1,0 +1,84 @@
+"""Folds: every kind of aggregate has one, a state survives being kept, and where it was cut makes no difference."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import Raw
+
+from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.events import (
+    AgentCrashed,
+    AgentStarted,
+    AgentStopped,
+    AssignmentProposed,
+    Event,
+    KeyBound,
+    Payload,
+    ProgramRegistered,
+    SignalReceived,
+    TaskClaimed,
+    TaskCompleted,
+    TaskSleeping,
+    TaskSubmitted,
+    UnknownEvent,
+)
+
+
+def registered(fingerprint: str) -> Payload:
+    return ProgramRegistered(
+        program="p", fingerprint=fingerprint, doc="d", input_schema={"a": 1}, output_schema={}, variables={}, app="p.py"
+    )
+
+
+LIVES: dict[str, list[Payload]] = {
+    "task": [
+        TaskSubmitted(program="p", input=Raw(b"null")), TaskClaimed(attempt=1, agent="a", assignment="x"),
+        TaskSleeping(key="k", until=1.5), TaskClaimed(attempt=2, agent="b", assignment="x"),
+        TaskCompleted(output=Raw(b'{"a":[1,2]}'), seconds=0.5),
+    ],
+    "inbox": [SignalReceived(name=name, position=at, value=Raw(b"1")) for name, at in (("a", 3), ("b", 4), ("a", 9))],
+    "key": [KeyBound(key="k", task="1"), KeyBound(key="k", task="2")],
+    "program": [registered("one"), registered("two")],
+    "agent": [
+        AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
+        AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
+    ],
+    "variables": [AssignmentProposed(assignment=name, values={"n": 1, "s": "x"}, who="me") for name in ("one", "two")],
+}  # fmt: skip
+ENDS = {
+    "inbox": InboxState({"a": 2, "b": 1}, 9),
+    "key": KeyState("k", "1"),
+    "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
+    "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
+    "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
+}
+
+
+def events(kind: str) -> list[Event]:
+    first = 0 if kind == "task" else 1
+    payloads = [*LIVES[kind], UnknownEvent(type="Later", data=Raw(b"{}"))]
+    return [
+        Event(f"{kind}.p.1", version, "2026-11-23T10:00:00.000000Z", "tests", "1", "1", payload, 10 + version)
+        for version, payload in enumerate(payloads, first)
+    ]
+
+
+def test_every_kind_has_a_life_here() -> None:
+    assert FOLDS.keys() == LIVES.keys()
+    assert all(FOLDS[kind].kind == kind for kind in FOLDS)
+
+
+@pytest.mark.parametrize("kind", LIVES)
+def test_a_state_survives_being_kept_wherever_it_is_cut(kind: str) -> None:
+    fold, all_of_it = FOLDS[kind], events(kind)
+    end = fold(all_of_it)
+    for cut in range(len(all_of_it) + 1):
+        state = fold(all_of_it[:cut])
+        kept = fold.load(fold.dump(state))
+        assert kept == state
+        assert fold(all_of_it[cut:], kept) == end
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_they_add_up_to(kind: str) -> None:
+    assert FOLDS[kind](events(kind)) == ENDS[kind]
