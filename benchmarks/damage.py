@@ -31,7 +31,7 @@ from dspex.bus.client import Client
 from dspex.bus.health import end_of_stream
 from dspex.bus.server import Server
 from dspex.bus.streams import Known, ensure_log, set_doors
-from dspex.core.errors import ConfigurationError, LogError
+from dspex.core.errors import ConfigurationError, LogCorrupt, LogError
 from dspex.core.events import EffectRecorded, Head
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
@@ -190,10 +190,10 @@ async def trial(whole: Whole, folder: Path, place: str, ending: str, chance: ran
     hit = damage(folder / "server", place, chance)
     found = Trial(place, ending, 0 < hit <= top)
     server = Server(folder / "server")
-    end = last_position(server.data, SUBJECTS.stream, SUBJECTS.prefix)
     try:
+        end = last_position(server.data, SUBJECTS.stream, SUBJECTS.prefix)
         server.start(STARTS)
-    except ConfigurationError as error:  # it loads for ever; restoring puts the folder aside
+    except (ConfigurationError, LogCorrupt) as error:  # it loads for ever; restoring puts the folder aside
         found.said.append(str(error))
         found.stuck, found.lost, found.lost_new = True, top, len(whole.entries) - top
         await _restored(whole, folder, archive, found, top)

@@ -32,7 +32,7 @@ from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
 from dspex.compose.secure import Secured, adopt_log, is_secured
 from dspex.core.access import LOG_ACCOUNT, Role
-from dspex.core.errors import ConfigurationError, DspexError
+from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
@@ -233,11 +233,12 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None], s
     if server.alive():
         return
     subjects = Subjects(prefix)
-    top = last_position(server.data, subjects.stream, prefix)
+    top = -1
     try:
+        top = last_position(server.data, subjects.stream, prefix)
         server.start()
-    except ConfigurationError as error:
-        if not top:
+    except (ConfigurationError, LogCorrupt) as error:
+        if not top:  # there is no log that could be damaged
             raise
         raise ConfigurationError(
             f"{error}. If it never comes up, its files are damaged: `dspex restore --replace` puts them aside"

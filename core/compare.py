@@ -91,7 +91,10 @@ def _uneven(left: Iterable[Event], right: Iterable[Event]) -> list[Row]:
 
 
 def _row(left: Event, right: Event, everything: bool) -> Row:
-    return Row(left, right, list(changes(visible(left, everything), visible(right, everything))))
+    found = list(changes(visible(left, everything), visible(right, everything)))
+    if any(change.path.startswith("request") for change in found):  # then its hash says nothing more
+        found = [change for change in found if change.path != "digest"]
+    return Row(left, right, found)
 
 
 def _kind(event: Event) -> tuple[str, str]:

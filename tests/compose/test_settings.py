@@ -39,6 +39,16 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(here: Pat
     assert load().agents == 3
 
 
+def test_where_the_log_is_can_be_set_everywhere(here: Path) -> None:
+    assert load().log == "jetstream"
+    (here / "dspex.toml").write_text('log = "sqlite"\n')
+    assert load().log == "sqlite"
+    assert load({"DSPEX_LOG": "papyrus"}).log == "papyrus"
+    assert load({"DSPEX_LOG": "papyrus"}, log="jetstream").log == "jetstream"
+    with pytest.raises(ConfigurationError, match=r"--log: log = '\.\./etc'"):
+        load(log="../etc")
+
+
 def test_programs_are_named_in_the_file(here: Path) -> None:
     (here / "dspex.toml").write_text('[programs.qa]\napp = "qa.py:QA"\nagents = 2\n')
     assert load().programs["qa"].agents == 2

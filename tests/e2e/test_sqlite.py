@@ -135,6 +135,10 @@ def test_a_folder_keeps_to_its_log(shell: Shell, tmp_path: Path) -> None:
     (data / "log").write_text("sqlite")
     refused = other("up", "talk.py", "--data", str(data))
     assert refused.code == 2 and "has its log in sqlite; start with --log sqlite" in refused.err
+    (tmp_path / "dspex.toml").write_text('log = "sqlite"\n[retention]\nage = "30d"\n[programs.talk]\napp = "talk.py"\n')
+    forgets = other("up")
+    assert forgets.code == 2 and "is its own archive and forgets nothing: take [retention] out" in forgets.err
+    (tmp_path / "dspex.toml").unlink()
     unknown = other("up", "talk.py", "--log", "papyrus")
     assert unknown.code == 2 and "there is no log 'papyrus' here; there are jetstream, sqlite" in unknown.err
 
@@ -160,18 +164,18 @@ VICTIMS: dict[str, Callable[[Running], int]] = {
 async def test_every_acknowledged_task_completes_once_when_all_are_killed_in_turn(
     systems: Callable[..., Running],
 ) -> None:
-    chance, order = random.Random(12), list(VICTIMS) * 2
+    chance, order = random.Random(12), list(VICTIMS)
     chance.shuffle(order)
     with systems(("Nap", 2), log="sqlite", durability="power") as system:
         async with await system.plain() as plain:
-            submitter = Submitter(plain, 400)
+            submitter = Submitter(plain, 250)
             running = asyncio.create_task(submitter.run())
             for number, victim in enumerate(order, 1):
-                submitter.allowed = 400 * number / (len(order) + 1)
+                submitter.allowed = 250 * number / (len(order) + 1)
                 await submitter.reached(number / (len(order) + 1))
                 await asyncio.sleep(chance.random() * 0.2)
                 os.kill(await asyncio.to_thread(until, lambda v=victim: _pid(v, system)), signal.SIGKILL)
-            submitter.allowed = 400
+            submitter.allowed = 250
             await running
             story = await plain.until_ended("nap")
             story.check_once("nap", list(submitter.acknowledged))
@@ -212,9 +216,9 @@ async def test_the_file_is_all_that_is_needed(systems: Callable[..., Running], t
     app = f"{LASTING.with_name('lasting.py')}:Waits"
     with systems((app, 1), log="sqlite") as first:
         async with await first.plain() as plain:
-            sleeper = await plain.submit("waits", made | {"do": "sleep", "seconds": 4, "task": "a"})
+            sleeper = await plain.submit("waits", made | {"do": "sleep", "seconds": 3, "task": "a"})
             waiter = await plain.submit("waits", made | {"do": "signal", "task": "b"})
-            dated = await plain.submit("waits", made | {"do": "signal", "task": "c"}, headers={"Dspex-Deadline": "5"})
+            dated = await plain.submit("waits", made | {"do": "signal", "task": "c"}, headers={"Dspex-Deadline": "4"})
             await asleep(plain, "waits", sleeper, waiter, dated)
             os.kill(VICTIMS["agent"](first), signal.SIGSTOP)  # so that nobody takes what comes now
             await tell(plain, "waits", waiter, "go", "on")
@@ -297,7 +301,7 @@ async def test_a_new_log_is_not_taken_for_the_one_before(systems: Callable[..., 
     """The file is gone, the server's folder is not: what waits there is of another log."""
     with systems(("Nap", 1), log="sqlite") as first:
         async with await first.plain() as plain:
-            await asyncio.gather(*(plain.submit("nap", {"n": n, "seconds": 5}) for n in range(20)))
+            await asyncio.gather(*(plain.submit("nap", {"n": n, "seconds": 1}) for n in range(20)))
             first.kill()
     for file in first.data.glob("log.*"):
         file.unlink()
