@@ -146,7 +146,8 @@ def test_no_process_shows_a_seed_and_no_file_but_the_seeds_has_one(system: Runni
 
 
 async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
-    """A task that slept when the rules came wakes, and what was stored before is for the console only."""
+    """A task that slept when the rules came wakes, and what was stored before is for the console only. A system that is
+    down is verified and restored by its operator."""
     data, book = tmp_path / "data", tmp_path / "book"
     book.touch()
     with Running(data, (f"{LASTING}:Waits", 1)) as system:
@@ -164,6 +165,13 @@ async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
             assert (await console.final("waits", task)).json["said"] == "None"
             assert (await alice.result("waits", task, wait="0")).code == 404
             assert (await console.result("waits", done, wait="0")).code is None
+    archive = str(data / "archive.db")
+    assert await asyncio.to_thread(run, ["verify", "--against-log", "--data", str(data), "--json"]) == 0
+    assert await asyncio.to_thread(run, ["restore", archive, "--replace", "--data", str(data), "--json"]) == 0
+    with Running(data, (f"{LASTING}:Waits", 1), secure=True) as system:
+        async with await connect(system.url, secured.context(Role.CONSOLE)) as console:
+            assert (await console.final("waits", task)).code is None
+        assert refusals(data / "server" / "nats.log") == []
     lines = book.read_text().split("\n")
     assert len([line for line in lines if line.startswith("a 1")]) == 2, "its last step was done once"
 
