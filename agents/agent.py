@@ -20,6 +20,7 @@ from dspex.agents.link import Link
 from dspex.agents.process import GRACE, live
 from dspex.agents.registered import Registered
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
@@ -45,7 +46,8 @@ VERSION = "0.1.0"
 @dataclass(frozen=True)
 class AgentSpec:
     """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `code` is the
-    program's code version as it was when the file was loaded, which may have changed since."""
+    program's code version as it was when the file was loaded, which may have changed since; `master` refers to the
+    master key of private values."""
 
     name: str
     program: type[Program]
@@ -56,6 +58,7 @@ class AgentSpec:
     replace: bool = False
     values: dict[str, Any] = field(default_factory=dict)
     code: str = ""
+    master: str = ""
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -116,6 +119,7 @@ class _Agent:
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
+            master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,

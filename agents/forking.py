@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from dspex.agents.owners import same_tenant
+from dspex.agents.reader import kept_submission
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
 from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
@@ -51,7 +52,7 @@ async def _commit(run: Run, events: list[Event]) -> list[Event]:
 
 
 async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
-    entry = await log.entry(int(parent))
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
     if (

@@ -22,6 +22,7 @@ from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.identity import subjects_of
@@ -46,7 +47,7 @@ MAX_WAITING = 1000
 class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
     the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
-    `alone`: nobody else has a log on this server."""
+    `alone`: nobody else has a log on this server. `master` refers to the master key of private values."""
 
     name: str
     url: str
@@ -58,6 +59,7 @@ class RegistrarSpec:
     folder: Path = Path()
     durability: Literal["power", "process"] = "power"
     alone: bool = False
+    master: str = ""
 
     @property
     def role(self) -> str:
@@ -127,7 +129,7 @@ class _Registrar:
             return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known)
         return await OwnGround.stand(
             client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
-            replicas=spec.replicas, anew=spec.alone,
+            replicas=spec.replicas, anew=spec.alone, master=master_from(spec.master),
         )  # fmt: skip
 
     # -- the registry

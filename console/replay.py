@@ -86,7 +86,7 @@ def replay(
         _show_state(options, story, _cut(story, to, at))
         return 0
     found = code_of(options, story.program, story.app, app, f"dspex replay {task}")
-    if breaks or pdb:
+    if (breaks or pdb) and not story.missing:
         return _debug(options, story, found, values, breaks, pdb=pdb)
     report = judge(story, found, values).report
     if options.json:
@@ -116,8 +116,8 @@ def judge(
     from dspex.compose.story import instance_of
     from dspex.core.replay import Report, Rerun, rerun
 
-    if isinstance(program, str):
-        return Rerun(Report(story.task, None, 0, 0, why=program))
+    if story.missing or isinstance(program, str):
+        return Rerun(Report(story.task, None, 0, 0, why=story.missing or str(program)))
     instance = instance_of(program, story, values)
     if instance is None:
         ran = story.state.assignment[:8]
