@@ -109,8 +109,8 @@ class _Agent:
         spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
         about = program.describe()
-        if client.identity.account and guard_of(about.input_schema, about.output_schema).private:
-            what = "has private fields, and access rules give agents no way to the keys yet: start it without --secure"
+        if client.identity.account and guard_of(about.input_schema, about.output_schema).guarded:
+            what = "has private or secret fields, and access rules give agents no way to the keys: leave out --secure"
             self.link.send({"refused": f"{program.name} {what}"})
             return EXIT_REFUSED
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))

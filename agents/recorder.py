@@ -116,8 +116,6 @@ class Recorder:
                         except Exception as error:
                             self._break(error)
                         self._check()
-                    if call.private:
-                        self._attempt.seal_effect(call.key)
                     record = await self._act(call)
             finally:
                 self._under_way -= 1
@@ -131,6 +129,8 @@ class Recorder:
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()
         try:
+            if call.private:
+                self._attempt.seal_effect(call.key)
             record = recorded(call, await call.act(), time.perf_counter() - started)
             size = len(bytes(record.result))
             if size > self._attempt.limit:

@@ -15,7 +15,7 @@ from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
-from dspex.core.errors import Forgotten, NotFound
+from dspex.core.errors import EffectFailed, Forgotten, NotFound
 from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
@@ -39,6 +39,8 @@ class Seat:
     loop: asyncio.AbstractEventLoop
     vault: Vault
     guard: Guard
+    seals: bool = True
+    """There is a way to the keys."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -113,7 +115,10 @@ class Run:
         return isinstance(payload, EffectRecorded) and (payload.key in self.private or payload.name in self.private)
 
     def seal_effect(self, place: str) -> None:
-        """Have the record of an effect sealed: by its place, or all of a name."""
+        """Have the record of an effect sealed: by its place, or all of a name. Raises EffectFailed where nothing can
+        be sealed: it is not performed then."""
+        if not self.seat.seals:
+            raise EffectFailed("it is private, and access rules give agents no way to the keys yet", name=place)
         self.private |= {place}
 
     async def key(self) -> Key:

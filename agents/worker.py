@@ -124,7 +124,7 @@ class Worker:
         self._versions = Versions(program, code, client, log, self.waiting, self.endings)
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
-            self.vault, self.guard, lenient=program.on_change == "finish",
+            self.vault, self.guard, seals=not client.identity.account, lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:

@@ -116,3 +116,10 @@ def test_a_secured_folder_is_not_run_without_its_rules(dspex, tmp_path: Path) ->
     dspex("secure", "init", "echo.py")
     ran = dspex("up", "echo.py")
     assert ran.code == 2 and "has access rules; run it with --secure" in ran.err
+
+
+def test_a_log_that_has_no_access_rules_is_not_run_as_if_it_had(dspex, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "echo.py").write_text(PROGRAM)
+    ran = dspex("up", "echo.py", "--log", "sqlite", "--secure")
+    assert ran.code == 2 and "a system whose log is sqlite has no access rules yet" in ran.err
+    assert not is_secured(tmp_path / ".dspex")

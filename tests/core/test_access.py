@@ -43,7 +43,6 @@ def test_a_client_may_send_to_doors_and_nowhere_else() -> None:
     assert sent == {f"other.{door}.qabot" for door in ("ask", "submit", "result", "task", "outcome", "signal")} | {
         "other.variables.qabot.get", "other.registry.guard.qabot",
     }
-    assert rules_for(Role.CLIENT, "log")
 
 
 def test_only_agents_write_events_and_each_only_its_programs() -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from dspex import InvalidInput, NotFound, Probability, Program, ProgramFailed, Schema, variable
+from dspex import InvalidInput, NotFound, Probability, Program, ProgramFailed, Schema, Secret, effect, variable
 
 LETTERS = "x" * 1024
 
@@ -154,3 +154,34 @@ class Changed(Program):
 
     async def predict(self, input: Input) -> Output:
         return self.Output(answer=f"{input.language}: {input.question}")
+
+
+@effect(private=True)
+def confide(text: str) -> str:
+    return text
+
+
+class Confides(Program):
+    """Has an effect whose record is to be sealed."""
+
+    class Input(_Input):
+        pass
+
+    class Output(_Output):
+        pass
+
+    async def predict(self, input: Input) -> Output:
+        return self.Output(text=await confide(input.text), pid=os.getpid())
+
+
+class Holds(Program):
+    """Takes a secret."""
+
+    class Input(Schema):
+        token: Secret
+
+    class Output(_Output):
+        pass
+
+    async def predict(self, input: Input) -> Output:
+        return self.Output(text="kept", pid=os.getpid())

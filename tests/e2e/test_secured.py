@@ -22,7 +22,7 @@ from dspex.core.access import Role
 
 LASTING = Path(__file__).parent / "lasting.py"
 PLANS = (
-    (f"{PROGRAMS}:Work", 2), (f"{LASTING}:Steps", 1), (f"{LASTING}:Waits", 1), (f"{LASTING}:Again", 1), (f"{LASTING}:Calls", 1),
+    (f"{PROGRAMS}:Work", 2), (f"{PROGRAMS}:Confides", 1), (f"{LASTING}:Steps", 1), (f"{LASTING}:Waits", 1), (f"{LASTING}:Again", 1), (f"{LASTING}:Calls", 1),
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ async def test_the_doors_work_and_processes_may_die(system: Running, tmp_path: P
         await _kill(system, client, system.registrar())
         await _kill(system, client, system.server())
         await _kill(system, client, system.supervisor())
-        await asyncio.to_thread(until, lambda: len(children(system.supervisor())) == 8, 30)
+        await asyncio.to_thread(until, lambda: len(children(system.supervisor())) == 9, 30)
         await _run_tasks(client, str(book))
 
 
@@ -104,7 +104,7 @@ def test_the_commands_work_as_the_console(
         forked = shell("fork", task, "--at", "1", "--wait", *more, "--json")
         assert forked.code == 0, (more, forked.out, forked.err)
     states = {row["agent"]: row["state"] for row in shell("ps", "--json").lines}
-    assert len(states) == 11 and set(states.values()) == {"serving"}
+    assert len(states) == 12 and set(states.values()) == {"serving"}
     doctor = {check["check"]: check for check in shell("doctor", "--json").lines}
     assert (doctor["access"]["status"], doctor["certificate"]["status"]) == ("ok", "ok")
     assert "CONSOLE, with TLS" in doctor["access"]["message"]
@@ -126,6 +126,22 @@ def test_a_client_context_works_from_the_shell_and_sees_no_log(
     assert "certificates that you trust" in capsys.readouterr().err
 
 
+async def test_what_cannot_be_sealed_is_not_done(system: Running) -> None:
+    async with await _as_client(system) as client:
+        refused = await client.ask("confides", {"text": "between us"})
+        assert (refused.code, "access rules give agents no way to the keys" in refused.error["message"]) == (500, True)
+
+
+async def test_a_program_that_takes_secrets_is_refused_in_words(tmp_path: Path) -> None:
+    system = Running(tmp_path / "data", (f"{PROGRAMS}:Holds", 1), secure=True).launch()
+    try:
+        assert await asyncio.to_thread(system.wait) == 1
+        said = [event["reason"] for event in system.events if event["event"] == "refused"]
+        assert said and "has private or secret fields" in said[0]
+    finally:
+        system.end()
+
+
 def test_nothing_that_the_system_does_is_refused(system: Running) -> None:
     """Last in the file: what the tests above have done is in the log of the server."""
     assert refusals(system.data / "server" / "nats.log") == []
@@ -134,7 +150,7 @@ def test_nothing_that_the_system_does_is_refused(system: Running) -> None:
 
 def test_no_process_shows_a_seed_and_no_file_but_the_seeds_has_one(system: Running) -> None:
     seeds = [file.read_text().strip() for file in (system.data / "secure").glob("*.nk")]
-    assert len(seeds) == 10 and all(seed.startswith("SU") for seed in seeds)
+    assert len(seeds) == 11 and all(seed.startswith("SU") for seed in seeds)
     shown = [command(pid) for pid in [system.root, *system.descendants()]]
     shown += [Path(f"/proc/{pid}/environ").read_text(errors="replace") for pid in [system.root, *system.descendants()]]
     files = [file for file in system.data.rglob("*") if file.is_file() and file.suffix != ".nk"]
@@ -146,7 +162,8 @@ def test_no_process_shows_a_seed_and_no_file_but_the_seeds_has_one(system: Runni
 
 
 async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
-    """A task that slept when the rules came wakes, and what was stored before is for the console only."""
+    """A task that slept when the rules came wakes, and what was stored before is for the console only. A system that is
+    down is verified and restored by its operator."""
     data, book = tmp_path / "data", tmp_path / "book"
     book.touch()
     with Running(data, (f"{LASTING}:Waits", 1)) as system:
@@ -164,6 +181,13 @@ async def test_a_log_that_was_open_goes_on_under_rules(tmp_path: Path) -> None:
             assert (await console.final("waits", task)).json["said"] == "None"
             assert (await alice.result("waits", task, wait="0")).code == 404
             assert (await console.result("waits", done, wait="0")).code is None
+    archive = str(data / "archive.db")
+    assert await asyncio.to_thread(run, ["verify", "--against-log", "--data", str(data), "--json"]) == 0
+    assert await asyncio.to_thread(run, ["restore", archive, "--replace", "--data", str(data), "--json"]) == 0
+    with Running(data, (f"{LASTING}:Waits", 1), secure=True) as system:
+        async with await connect(system.url, secured.context(Role.CONSOLE)) as console:
+            assert (await console.final("waits", task)).code is None
+        assert refusals(data / "server" / "nats.log") == []
     lines = book.read_text().split("\n")
     assert len([line for line in lines if line.startswith("a 1")]) == 2, "its last step was done once"
 
