@@ -215,6 +215,8 @@ def show_state(state: TaskState, story: Story) -> None:
         ("version", f"{state.head.version} of {story.versions}"),
         ("state", f"{state.status}, {tries}"),
     ]
+    if state.forked:
+        fields.append(("fork of", f"task {state.forked.parent}, up to its event {state.forked.at}"))
     if about["input"] is not None:
         fields.append(("input", compact(about["input"])))
     if state.output is not None:

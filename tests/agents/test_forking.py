@@ -146,7 +146,7 @@ def test_a_fork_with_nothing_changed_ends_like_its_parent(plan: list[int], data:
 
 
 async def test_a_copy_is_gone_on_with_wherever_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "MAX_COMMIT", 1600)  # three of them each, so there are three commits behind the first
+    monkeypatch.setattr(forking, "MAX_COMMIT", 2100)  # three of them each, so there are three commits behind the first
     for appends in range(5):
         log = Log(subjects=SUBJECTS)
         parent = await submit(log)
