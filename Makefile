@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short steps chaos lock sbom clean
+.PHONY: demo test lint bench bench-short figures steps chaos damage lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
@@ -27,12 +27,19 @@ bench: $(VENV)/.test           ## figures, measured beside plain nats-py
 bench-short: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/run.py --short $(ARGS)
 	$(VENV)/bin/python benchmarks/sqlite_log.py --short $(ARGS)
+	$(VENV)/bin/python benchmarks/log_figures.py --short
+
+figures: $(VENV)/.test         ## the log read, folded, found in, archived; beside sqlite3 and nats-py alone
+	$(VENV)/bin/python benchmarks/log_figures.py $(ARGS)
 
 steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and DBOS
 	$(VENV)/bin/python benchmarks/durable_steps.py $(ARGS)
 
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
 	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+
+damage: $(VENV)/.test          ## a log damaged at 220 random places: noticed, named, restored?
+	$(VENV)/bin/python benchmarks/damage.py $(ARGS)
 
 lock: | $(VENV)/bin/python     ## requirements.lock: what it runs on, with hashes, and no word of where it is from
 	@$(PIP) uv

@@ -31,6 +31,11 @@ logger = logging.getLogger("dspex.agents")
 MAX_HEADERS = 32 << 10
 """Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
 
+AGAIN, PATIENCE = 0.05, 5.0
+"""Seconds until a submission is sent again that nobody took, and for how long: a log process starts anew in less."""
+MAX_AGAIN = 10_000
+"""Asks that wait for that at once."""
+
 _OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
 _NEVER = {h.REPLY.lower(), h.TASK.lower(), h.SEALED.lower()}
 _Then = Callable[[Request, "asyncio.Future[Message]"], None]
@@ -45,6 +50,7 @@ class Doors:
     ) -> None:  # fmt: skip
         self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
         self._assignments = assignments
+        self._again = 0
         program = worker.program
         self._task_subject = subjects.door("task", program.name)
         description = program.describe()
@@ -110,8 +116,7 @@ class Doors:
     def _store(self, request: Request, body: bytes, headers: dict[str, str], then: _Then) -> None:
         asker = asker_of(self._client, request.headers)
         subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
-        stored = asyncio.ensure_future(self._client.call(subject, body, headers=headers))
-        stored.add_done_callback(lambda future: then(request, future))
+        self._send(request, subject, body, headers, then, asyncio.get_running_loop().time() + PATIENCE)
 
     def _submitted(self, request: Request, stored: asyncio.Future[Message]) -> None:
         """Give the log's word on; or say that there is none."""
@@ -120,8 +125,31 @@ class Doors:
         else:
             self._stored(request, stored)
 
+    def _send(
+        self, request: Request, subject: str, body: bytes, headers: dict[str, str], then: _Then, until: float
+    ) -> None:
+        """Send a submission; again when nobody was there to take it, for then it is surely not stored."""
+        loop = asyncio.get_running_loop()
+
+        def answered(stored: asyncio.Future[Message]) -> None:
+            nobody = stored.exception() is None and stored.result().status == 503
+            if nobody and loop.time() < until and self._again < MAX_AGAIN:
+                self._again += 1
+                loop.call_later(AGAIN, again)
+            else:
+                then(request, stored)
+
+        def again() -> None:
+            self._again -= 1
+            try:
+                self._send(request, subject, body, headers, then, until)
+            except ConnectionFailed:
+                logger.debug("nobody can be told: the connection is closed")
+
+        asyncio.ensure_future(self._client.call(subject, body, headers=headers)).add_done_callback(answered)
+
     def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
-        """The server took the submission, or it did not: then say so, for nobody else will answer."""
+        """The log took the submission, or it did not: then say so, for nobody else will answer."""
         error = stored.exception()
         if error is None:
             answer = stored.result()

@@ -164,7 +164,7 @@ class OwnGround:
         master: bytes,
     ) -> None:  # fmt: skip
         self._client, self._subjects, self._own, self._name = client, subjects, own, name
-        self._replicas, self._anew = replicas, anew
+        self._replicas, self._anew = 1 if anew else replicas, anew
         # What is written here goes the way of everybody's, so that whoever listens on the bus sees it.
         self.log: Log = ServedLog(client, subjects, own.epoch)
         self._keeping = Keeping(own, subjects, folder / f"{name}.open")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 
@@ -14,10 +15,10 @@ from dspex.core.sealing import Guard, guard_of
 from dspex.core.subjects import Subjects, valid_token
 from dspex.store.jetstream import JetStreamLog
 
-__all__ = ["Guards", "can_erase"]
+__all__ = ["Guards", "Told", "can_erase"]
 
 PATIENCE = 5.0
-"""Seconds to wait for somebody who reads the log."""
+"""Seconds to wait for a registrar."""
 MAX_KNOWN = 1000
 """Programs whose guards are remembered."""
 
@@ -28,8 +29,25 @@ def can_erase(log: Log) -> bool:
     return isinstance(getattr(log, "beneath", log), JetStreamLog)
 
 
+class Told(msgspec.Struct):
+    """What the registrar says of a program: which fields are private, and whether it takes secrets."""
+
+    known: bool = False
+    input: list[str] = []
+    output: list[str] = []
+    secret: bool = False
+
+    def guard(self) -> Guard:
+        return Guard(frozenset(self.input), frozenset(self.output), self.secret)
+
+    @classmethod
+    def of(cls, input_schema: dict[str, Any], output_schema: dict[str, Any]) -> Told:
+        guard = guard_of(input_schema, output_schema)
+        return cls(True, sorted(guard.input), sorted(guard.output), guard.secret)
+
+
 class Guards:
-    """Asks the log's reader, once for each program; `patience` is how many seconds to wait for one."""
+    """Asks the registrar, once for each program; `patience` is how many seconds to wait for one."""
 
     def __init__(self, client: Client, subjects: Subjects, patience: float = PATIENCE) -> None:
         self._client, self._subjects, self._patience = client, subjects, patience
@@ -49,12 +67,12 @@ class Guards:
         return self._known[program]
 
     async def _ask(self, program: str) -> Guard | None:
-        query = msgspec.json.encode({"aggregate": f"program.{program}.0", "limit": 1000})
+        subject = self._subjects.registry(f"guard.{program}")
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         while True:
             try:
-                reply = await self._client.request(self._subjects.log("read"), query, timeout=2.0)
+                reply = await self._client.request(subject, b"", timeout=2.0)
                 if reply.status != 503 and not reply.headers.get(h.ERROR_CODE):
                     break
             except (TimeoutError, ConnectionFailed):
@@ -63,8 +81,5 @@ class Guards:
                 what = f"nobody can say now whether {program} has private fields"
                 raise Unavailable(f"{what}, so nothing was sent; try again")
             await asyncio.sleep(0.05)
-        events = msgspec.json.decode(reply.data)["events"]
-        if not events:
-            return None
-        about = events[-1]["data"]
-        return guard_of(about.get("input_schema") or {}, about.get("output_schema") or {})
+        said = msgspec.json.decode(reply.data, type=Told)
+        return said.guard() if said.known else None

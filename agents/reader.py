@@ -29,7 +29,7 @@ MAX_REPLY = 768 << 10
 ENVELOPE = 64 << 10
 """Bytes kept free beside the events of a reply."""
 MAX_OUTCOMES = 10_000
-MENTIONS_WAIT = 1.0
+MENTIONS_WAIT = 0.5
 """Seconds that the archivist has to say where a task is named; then the log is looked through."""
 SOON, POLL = 0.005, 2.0
 """Seconds until a tail looks again: after a hint, which comes before the log has what it announces, and without one."""

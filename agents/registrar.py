@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
+from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
@@ -152,6 +153,7 @@ class _Registrar:
         await self._recall()
         await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
@@ -174,6 +176,11 @@ class _Registrar:
                     if isinstance(event.data, ProgramRegistered):
                         self.programs[event.data.program] = event.data
             after = entries[-1].position
+
+    def _tell(self, request: Request) -> None:
+        """Say what is private of a program: whoever submits to it has to know."""
+        known = self.programs.get(request.message.subject.rpartition(".")[2])
+        request.respond(msgspec.json.encode(Told.of(known.input_schema, known.output_schema) if known else Told()))
 
     def _take(self, request: Request) -> None:
         try:

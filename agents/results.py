@@ -83,8 +83,8 @@ class Results:
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
-            if entry is None and position > 0 and await self._log.last(aggregate("task", self._program, position)):
-                return str(position)  # its input was private and came in the open, so that its message was erased
+            if entry is None and position > 0 and await self._was_erased(position):
+                return str(position)
             if entry is None and 0 < position <= await self._log.head():
                 raise forgotten(self._program, name)
             if (
@@ -99,6 +99,11 @@ class Results:
         bound = decode_commit(entry.body, entry.position)[0].data
         assert isinstance(bound, KeyBound)
         return bound.task
+
+    async def _was_erased(self, position: int) -> bool:
+        """Whether the message of a task is gone because its input was private and came in the open."""
+        name = aggregate("task", self._program, position)
+        return not self._subjects.tenants and await self._log.last(name) is not None
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""

@@ -61,6 +61,8 @@ logger = logging.getLogger("dspex.agents")
 
 MAX_OUTPUT = 63 << 20
 """The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
+SECURED_OUTPUT = 1 << 20
+"""The same under access rules, which give agents no object store yet."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -113,19 +115,21 @@ class Worker:
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
-        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if self.guard.private else MAX_OUTPUT
+        # An account of its own has no way to the object store.
+        most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
+        limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
         self._runner = Runner(program, limit, self._loop)
         self.assignments = Assignments(program, log, subjects, self.source)
         self._instances = Instances(program, self.assignments)
         self._versions = Versions(program, code, client, log, self.waiting, self.endings)
         self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
             self.vault, self.guard, lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
         """Keys and objects over a connection."""
-        inline = min(INLINE, client.max_payload // 4)
+        inline = SECURED_OUTPUT if client.identity.account else min(INLINE, client.max_payload // 4)
         keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
         return Vault(keys, objects, inline=inline, master=self._master)
 

@@ -103,10 +103,8 @@ def run_root(
         if spec.nats is None or spec.log != JETSTREAM:
             folder.keep_to(spec.log)
         if spec.nats is None:
-            # A server that does not hold the log holds nothing that cannot be made again.
-            durability = spec.durability if spec.log == JETSTREAM else "process"
             server = Server(
-                folder.path / "server", port=spec.port, durability=durability, host=spec.host,
+                folder.path / "server", port=spec.port, durability=spec.durability, host=spec.host,
                 access=secured.access if secured else None,
             )  # fmt: skip
             _start(server, spec.prefix, on_event, secured)

@@ -22,10 +22,12 @@ from dspex.store.chain import Row, entry_of
 from dspex.store.projections import Views
 from dspex.store.reading import SELECT
 
-__all__ = ["EVERY", "SNAPSHOTS", "fold_of", "state_of"]
+__all__ = ["EVERY", "MAX_STATE", "SNAPSHOTS", "fold_of", "state_of"]
 
 EVERY = 1000
 """Events that are folded at most between two snapshots of an aggregate."""
+MAX_STATE = 64 << 10
+"""Bytes of a state that is kept; a larger one is folded anew each time, or its copies would outgrow the events."""
 
 
 class Snapshots:
@@ -125,10 +127,10 @@ def _nearest(views: Views, aggregate: str, fold: Fold[object], to: int | None, a
 
 
 def _keep(views: Views, fold: Fold[object], folded: Folded) -> None:
+    state = fold.dump(folded.state)
+    if len(state) > MAX_STATE:
+        return
+    row = (folded.aggregate, fold.version, folded.head.version, folded.head.position, folded.time, state)
     with suppress(sqlite3.Error):  # it only costs time to go without
         views.run.execute("DELETE FROM snapshots WHERE aggregate = ? AND fold <> ?", (folded.aggregate, fold.version))
-        views.run.execute(
-            "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
-            (folded.aggregate, fold.version, folded.head.version, folded.head.position, folded.time,
-             fold.dump(folded.state)),
-        )  # fmt: skip
+        views.run.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", row)

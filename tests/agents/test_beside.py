@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -188,13 +188,13 @@ async def test_a_walk_that_was_cut_off_is_walked_again(place: Place) -> None:
     assert time.monotonic() - started < 10
 
 
-def _dying(put):  # type: ignore[no-untyped-def]
+def _dying(put: Callable[[bytes], Awaitable[str]]) -> Callable[[bytes], Awaitable[str]]:
     """Dies at the second object."""
     calls = itertools.count(1)
 
     async def dying(data: bytes) -> str:
         if next(calls) == 2:
             raise RuntimeError("dies")
-        return str(await put(data))
+        return await put(data)
 
     return dying

@@ -342,6 +342,17 @@ async def test_the_log_and_the_archive_are_compared(file: Path) -> None:
     assert [fault.position for fault in report.faults] == [400]
 
 
+async def test_one_that_is_read_where_nothing_may_be_written_leaves_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    monkeypatch.setattr("dspex.store.reading.os.access", lambda path, mode: False)
+    archive = await Archive.open(file, readonly=True)
+    assert len(await archive.scan(0, 10)) == 10
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+    await archive.close()
+
+
 # -- a full disk
 
 

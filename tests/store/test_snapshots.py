@@ -105,6 +105,13 @@ async def test_none_is_made_of_what_the_views_do_not_know(place: Place) -> None:
     assert kept(views) == []
 
 
+async def test_a_large_state_is_not_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    views, rows, events = place
+    monkeypatch.setattr(snapshots, "MAX_STATE", 40)
+    assert state_of(views, rows, SUBJECTS, NAME).state == FOLDS["task"](events)
+    assert kept(views) == []
+
+
 async def test_other_kinds_and_nothing(place: Place) -> None:
     views, rows, _ = place
     inbox = state_of(views, rows, SUBJECTS, "inbox.shop.1")
