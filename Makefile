@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short figures steps chaos lock sbom clean
+.PHONY: demo test lint bench bench-short figures steps chaos damage lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
@@ -37,6 +37,9 @@ steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and D
 
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
 	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+
+damage: $(VENV)/.test          ## a log damaged at 220 random places: noticed, named, restored?
+	$(VENV)/bin/python benchmarks/damage.py $(ARGS)
 
 lock: | $(VENV)/bin/python     ## requirements.lock: what it runs on, with hashes, and no word of where it is from
 	@$(PIP) uv

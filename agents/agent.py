@@ -20,6 +20,7 @@ from dspex.agents.link import Link
 from dspex.agents.process import GRACE, live
 from dspex.agents.registered import Registered
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
@@ -31,6 +32,7 @@ from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
+from dspex.core.sealing import guard_of
 from dspex.core.subjects import aggregate
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
@@ -45,7 +47,8 @@ VERSION = "0.1.0"
 @dataclass(frozen=True)
 class AgentSpec:
     """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `code` is the
-    program's code version as it was when the file was loaded, which may have changed since."""
+    program's code version as it was when the file was loaded, which may have changed since; `master` refers to the
+    master key of private values."""
 
     name: str
     program: type[Program]
@@ -56,6 +59,7 @@ class AgentSpec:
     replace: bool = False
     values: dict[str, Any] = field(default_factory=dict)
     code: str = ""
+    master: str = ""
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -104,6 +108,11 @@ class _Agent:
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
+        about = program.describe()
+        if client.identity.account and guard_of(about.input_schema, about.output_schema).private:
+            what = "has private fields, and access rules give agents no way to the keys yet: start it without --secure"
+            self.link.send({"refused": f"{program.name} {what}"})
+            return EXIT_REFUSED
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
         if place is None:
@@ -116,6 +125,7 @@ class _Agent:
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
+            master=master_from(spec.master),
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,

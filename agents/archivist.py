@@ -17,8 +17,11 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents.beside import Beside
 from dspex.agents.bounds import Bounds
 from dspex.agents.finding import Finding
+from dspex.agents.forgetting import Forgetter
+from dspex.agents.guards import can_erase
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.overdue import Overdue
@@ -28,10 +31,13 @@ from dspex.agents.projecting import VIEWS, Projecting
 from dspex.agents.registered import log_of, served_log
 from dspex.agents.retention import Forgetting
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import Vault, master_from
+from dspex.agents.veiled import VeiledLog
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON
 from dspex.core.errors import DspexError, InvalidInput, LogCorrupt, LogError, Unavailable
@@ -74,6 +80,7 @@ class ArchivistSpec:
     credentials: str | None = None
     replicas: int = 3
     bounds: Bounds = field(default_factory=Bounds)
+    master: str = ""
     known: streams.Known | None = None
     served: bool = False
     is_log: bool = False
@@ -105,6 +112,7 @@ class _Archivist:
         self.stopping = asyncio.Event()
         self.status = 0
         self.archive: Archive | None = None
+        self.beside: Beside | None = None
         self.pace = Pace()
         self.projecting = Projecting(spec.file.with_name(VIEWS), self.subjects, self.pace)
         self.position = self.head = self.forgotten = 0
@@ -153,13 +161,17 @@ class _Archivist:
         await lease.acquire()
         self.leads = True
         service.serve(Endpoint("archive-verify", self.subjects.archive("verify"), self._verify))
+        forgetter = Forgetter(client, log, self.subjects, f"/archivist/{self.spec.name}", self)
+        service.serve(Endpoint("privacy-forget", self.subjects.privacy("forget"), forgetter.forget))
         Finding(self.projecting, self.subjects, self._archived).serve(service)
         started = AgentStarted(pid=os.getpid(), role="archivist", restarts=self.life.restarts)
         name = aggregate("agent", "archivist", self.spec.name)
         await record(log, name, [started], source=f"/archivist/{self.spec.name}")
+        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
+        veiled = VeiledLog(log, self.subjects, Vault(keys, objects, master=master_from(self.spec.master)))
         overdue = Overdue(self.projecting, client, log, self.subjects, f"/archivist/{self.spec.name}")
         working = [
-            asyncio.create_task(work) for work in (self._archive(client, log), lease.keep(), overdue.go_on())
+            asyncio.create_task(work) for work in (self._archive(client, veiled), lease.keep(), overdue.go_on())
         ]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
@@ -203,8 +215,12 @@ class _Archivist:
             self.back.clear()
             await archive.check(log)
             self.trouble = ""
-            work = [self.projecting.go_on(archive), archive.watch() if is_log else archive.follow(log, self._rest)]
-            if isinstance(log, JetStreamLog):
+            self.beside = Beside(client, self.subjects, log, archive)
+            work = [
+                self.projecting.go_on(archive), self.beside.go_on(),
+                archive.watch() if is_log else archive.follow(log, self._rest),
+            ]
+            if can_erase(log):
                 work.append(Forgetting(client, self.subjects, archive, self.spec.bounds, self._forgot).go_on())
             working = [asyncio.create_task(each) for each in (*work, self._until_back())]
             try:
@@ -226,23 +242,28 @@ class _Archivist:
                 logger.warning("%s archives nothing now: %s", self.spec.name, error)
             self.trouble = str(error)
         finally:
+            if self.beside is not None:
+                await self.beside.close()
+                self.beside = None
             if archive is not None:
                 self.position = archive.position
                 await archive.close()
             self.archive = None
         await asyncio.sleep(LOOK)
 
-    def _rest(self, cost: float) -> float:
-        return self.pace.rest(cost, SHARE)
-
-    async def _until_back(self) -> None:
-        await self.back.wait()
-
     async def _last_group(self, archive: Archive, log: Log) -> None:
         """Told to stop, the agents have ended before us: what they wrote last is archived while the log is there."""
         with suppress(LogError, TimeoutError):
             async with asyncio.timeout(LAST):
                 await archive.add(await log.scan(archive.position, MAX_GROUP), log)
+                if self.beside is not None:
+                    await self.beside.once()
+
+    def _rest(self, cost: float) -> float:
+        return self.pace.rest(cost, SHARE)
+
+    async def _until_back(self) -> None:
+        await self.back.wait()
 
     def _forgot(self, count: int) -> None:
         self.forgotten += count
@@ -278,7 +299,7 @@ class _Archivist:
     ) -> None:
         """Verify, while nobody writes; and mend, if that is wanted and needed."""
         try:
-            restored = await streams.restored_to(client, self.subjects) if isinstance(log, JetStreamLog) else 0
+            restored = await streams.restored_to(client, self.subjects) if can_erase(log) else 0
             report, mended = await examine(
                 self.spec.file, log, mend=wanted.repair, against_log=wanted.against_log, restored=restored
             )

@@ -7,16 +7,21 @@ found by the key.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 
 from dspex.agents.cancelling import CANCEL
+from dspex.agents.guards import Guards
+from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
+from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.ports import Objects
 from dspex.core.subjects import Subjects, valid_token
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "fetched"]
 
 ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
@@ -31,6 +36,8 @@ class Calls:
 
     def __init__(self, client: Client, subjects: Subjects) -> None:
         self._client, self._subjects = client, subjects
+        self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
+        self._objects = NatsObjects(client, subjects)
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
@@ -68,6 +75,8 @@ class Calls:
             code = reply.headers.get(h.ERROR_CODE, "") if reply else ""
             if reply and not code and reply.status != 503:
                 return reply.data
+            if reply and code == ELSEWHERE:
+                return await fetched(self._objects, reply)
             if code and code not in ("202", "503"):
                 assert reply, "who has a code has a reply"
                 raise _error(int(code), reply)
@@ -77,9 +86,14 @@ class Calls:
     async def _submit(self, program: str, body: bytes, headers: dict[str, str]) -> str:
         """Store the task, until the log says that it has it: one of the same key is the same task."""
         unknown = 0
+        # What is private goes through an agent, which seals it before it is stored.
+        door = "submit" if (await self.guards.of(program)).private else "task"
         while True:
-            reply = await self._ask(self._subjects.door("task", program), body, headers)
-            if reply and reply.status != 503:
+            reply = await self._ask(self._subjects.door(door, program), body, headers)
+            code = reply.headers.get(h.ERROR_CODE, "") if reply else ""
+            if reply and code and code != "503":
+                raise _error(int(code), reply)
+            if reply and reply.status != 503 and not code:
                 answer = msgspec.json.decode(reply.data)
                 if "error" not in answer:
                     return str(answer["seq"])
@@ -94,6 +108,16 @@ class Calls:
             return await self._client.request(subject, body, headers=headers, timeout=ONE_WAIT + 1)
         except (TimeoutError, ConnectionFailed):
             return None
+
+
+async def fetched(objects: Objects, reply: Message) -> bytes:
+    """The output that a reply says is in the object store. Raises NotFound when it is not there any more."""
+    where = msgspec.json.decode(reply.data)
+    name, task = where["object"]["name"], where["task"]
+    body = await objects.get(name)
+    if body is None:
+        raise NotFound(f"the output of task {task}, object {name}, is not in the object store", task=task)
+    return body
 
 
 def _error(code: int, reply: Message) -> TaskError:

@@ -18,7 +18,7 @@ from dspex.bus.client import Client
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import ConnectionFailed, LogError
-from dspex.core.events import TaskCancelled
+from dspex.core.events import InputSealed, TaskCancelled
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
@@ -42,20 +42,25 @@ class Cancelling:
         self._client, self._log, self._subjects = client, log, subjects
         self._program, self._source = program, source
 
-    async def cancel(self, submission: Entry, reason: object, *, by: str, cause: int) -> None:
-        """End the task unless it has ended, however often this is tried. Raises LogError."""
+    async def cancel(
+        self, submission: Entry, reason: object, *, by: str, cause: int, kept: InputSealed | None = None
+    ) -> None:
+        """End the task unless it has ended, however often this is tried. `kept` is its private input when that came in
+        the open: its events keep it, for its message is erased next. Raises LogError."""
         task = str(submission.position)
         name = aggregate("task", self._program, task)
         why = reason[:MAX_REASON] if isinstance(reason, str) else ""
         for _ in range(TRIES):
             entries = await self._log.read(name)
-            state = fold(event for entry in entries for event in decode_commit(entry.body, entry.position))
+            known = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+            state = fold(known)
             if state.ended:
                 if state.status == "cancelled":  # by one of us that died before it gave the word
                     self._hint(submission.position)
                 return
+            first = [] if kept is None or any(isinstance(event.data, InputSealed) for event in known) else [kept]
             events = events_for(
-                name, state.head, [TaskCancelled(reason=why, by=by)], source=self._source, correlation=task,
+                name, state.head, [*first, TaskCancelled(reason=why, by=by)], source=self._source, correlation=task,
                 causation=str(cause),
             )  # fmt: skip
             if isinstance(await self._log.append(name, events, state.head), Appended):

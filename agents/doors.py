@@ -1,4 +1,4 @@
-"""What an agent answers directly: `ask`, `result`, and `variables.get` and `.propose` of its program.
+"""What an agent answers directly: `ask`, `submit`, `result`, and `variables.get` and `.propose` of its program.
 
 An ask is a submission with a return address: it is stored like any task, runs on whichever agent is free, and that
 agent answers. So an ask is as durable as any task, and the crash of an agent costs it a second, not its answer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -30,8 +31,14 @@ logger = logging.getLogger("dspex.agents")
 MAX_HEADERS = 32 << 10
 """Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
 
+AGAIN, PATIENCE = 0.05, 5.0
+"""Seconds until a submission is sent again that nobody took, and for how long: a log process starts anew in less."""
+MAX_AGAIN = 10_000
+"""Asks that wait for that at once."""
+
 _OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
-_NEVER = {h.REPLY.lower(), h.TASK.lower()}
+_NEVER = {h.REPLY.lower(), h.TASK.lower(), h.SEALED.lower()}
+_Then = Callable[[Request, "asyncio.Future[Message]"], None]
 
 
 class Doors:
@@ -43,6 +50,7 @@ class Doors:
     ) -> None:  # fmt: skip
         self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
         self._assignments = assignments
+        self._again = 0
         program = worker.program
         self._task_subject = subjects.door("task", program.name)
         description = program.describe()
@@ -52,19 +60,14 @@ class Doors:
         }
         name = program.name
         service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas))
+        service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
         service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """Refuse what is not an Input; store the rest, with the return address."""
-        headers = _forwarded(request)
-        size = sum(len(name) + len(value.encode()) for name, value in headers.items())
-        if size > MAX_HEADERS:
-            raise InvalidInput(f"the headers have {size:,} bytes; {MAX_HEADERS:,} are allowed")
-        h.key_of(headers)
-        h.deadline_of(headers, 0.0)
-        self._worker.program.decode(request.data)
+        headers = self._checked(request)
         reply = request.message.raw_reply
         if not reply.startswith((b"_INBOX.", b"_R_.")):
             raise InvalidInput("an ask needs a reply subject that is an inbox; send it as a request")
@@ -72,13 +75,81 @@ class Doors:
             headers[h.REPLY] = reply.decode("ascii")
         except UnicodeDecodeError:
             raise InvalidInput("the reply subject is not text; use an inbox of your client") from None
+        if self._worker.guard.private:
+            return self._store_sealed(request, headers, self._stored)
+        self._store(request, request.data, headers, self._stored)
+        return None
+
+    def submit(self, request: Request) -> Coroutine[Any, Any, None] | None:
+        """Like an ask that does not wait: answered with what the log said, and the task's id in it."""
+        headers = self._checked(request)
+        if self._worker.guard.private:
+            return self._store_sealed(request, headers, self._submitted)
+        self._store(request, request.data, headers, self._submitted)
+        return None
+
+    async def _store_sealed(self, request: Request, headers: dict[str, str], then: _Then) -> None:
+        """A private input is sealed before anything is stored of it."""
+        worker = self._worker
+        try:
+            body, sealed = await worker.vault_on(self._client).sealed_message(
+                worker.name, request.data, worker.guard
+            )
+        except (LogError, ConnectionFailed) as error:
+            raise Unavailable(f"the key for a private input could not be stored: {error}") from None
+        if len(body) > self._client.max_payload - MAX_HEADERS:
+            size = self._client.max_payload
+            raise InvalidInput(f"the input has {len(body):,} bytes when it is sealed; the server takes {size:,}")
+        self._store(request, body, headers | sealed, then)
+
+    def _checked(self, request: Request) -> dict[str, str]:
+        """The headers to be stored. Raises InvalidInput for what is no task."""
+        headers = _forwarded(request)
+        size = sum(len(name) + len(value.encode()) for name, value in headers.items())
+        if size > MAX_HEADERS:
+            raise InvalidInput(f"the headers have {size:,} bytes; {MAX_HEADERS:,} are allowed")
+        h.key_of(headers)
+        h.deadline_of(headers, 0.0)
+        self._worker.program.decode(request.data)
+        return headers
+
+    def _store(self, request: Request, body: bytes, headers: dict[str, str], then: _Then) -> None:
         asker = asker_of(self._client, request.headers)
         subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
-        stored = asyncio.ensure_future(self._client.call(subject, request.data, headers=headers))
-        stored.add_done_callback(lambda future: self._stored(request, future))
+        self._send(request, subject, body, headers, then, asyncio.get_running_loop().time() + PATIENCE)
+
+    def _submitted(self, request: Request, stored: asyncio.Future[Message]) -> None:
+        """Give the log's word on; or say that there is none."""
+        if stored.exception() is None and b'"seq"' in stored.result().data:
+            request.respond(stored.result().data)
+        else:
+            self._stored(request, stored)
+
+    def _send(
+        self, request: Request, subject: str, body: bytes, headers: dict[str, str], then: _Then, until: float
+    ) -> None:
+        """Send a submission; again when nobody was there to take it, for then it is surely not stored."""
+        loop = asyncio.get_running_loop()
+
+        def answered(stored: asyncio.Future[Message]) -> None:
+            nobody = stored.exception() is None and stored.result().status == 503
+            if nobody and loop.time() < until and self._again < MAX_AGAIN:
+                self._again += 1
+                loop.call_later(AGAIN, again)
+            else:
+                then(request, stored)
+
+        def again() -> None:
+            self._again -= 1
+            try:
+                self._send(request, subject, body, headers, then, until)
+            except ConnectionFailed:
+                logger.debug("nobody can be told: the connection is closed")
+
+        asyncio.ensure_future(self._client.call(subject, body, headers=headers)).add_done_callback(answered)
 
     def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
-        """The server took the submission, or it did not: then say so, for nobody else will answer."""
+        """The log took the submission, or it did not: then say so, for nobody else will answer."""
         error = stored.exception()
         if error is None:
             answer = stored.result()

@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from dspex.agents.results import Results, answer_of
+from dspex.agents.results import Results
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting
 from dspex.agents.writer import Superseded
 from dspex.bus.client import Client
+from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK
 from dspex.core.codec import decode_commit
 from dspex.core.errors import ConnectionFailed, LogError, NotFound
 from dspex.core.events import Payload, TaskCompleted, TaskDuplicate, TaskRetried
 from dspex.core.ports import Appended, Conflict, Log
+from dspex.core.sealing import INLINE
+from dspex.core.subjects import Subjects
 from dspex.core.task import fold
 
 __all__ = ["ENVELOPE", "Endings"]
@@ -28,6 +31,8 @@ ENVELOPE = 4096
 """Bytes kept free beside an output for the rest of its commit."""
 DUPLICATE_WAIT = 60.0
 """Seconds that a duplicate's caller waits for the original's answer."""
+ERASE_AGAIN = 10.0
+"""Seconds until a message that could not be erased is tried again."""
 TIMER_SLACK = 0.1
 """Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 
@@ -39,34 +44,34 @@ class Endings:
     """
 
     def __init__(
-        self, client: Client, log: Log, results: Results, waiting: Waiting,
+        self, client: Client, log: Log, subjects: Subjects, results: Results, waiting: Waiting,
         beside: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:  # fmt: skip
         self.client, self.log, self.results, self.waiting, self._beside = client, log, results, waiting, beside
+        self._subjects = subjects
         self.done = self.failed = 0
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
         rest: Sequence[Payload] = ()
         if run.recorder:
-            taken = len(bytes(payload.output)) if isinstance(payload, TaskCompleted) else 0
-            rest = await run.recorder.rest(self.client.max_payload - ENVELOPE - taken)
+            taken = min(len(bytes(payload.output)), 3 * INLINE) if isinstance(payload, TaskCompleted) else 0
+            rest = await run.recorder.rest(max(0, self.client.max_payload - ENVELOPE - taken))
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
-        events = run.events(run.claimed_by((*rest, payload)))
-        result = await self.log.append(run.aggregate, events, run.head)
-        message = run.delivery.message
+        kept = await run.put_away(run.claimed_by((*rest, payload)))
+        result = await self.log.append(run.aggregate, run.events(kept), run.head)
         if not isinstance(result, Appended):
             logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
             entry = await self.log.last(run.aggregate)
             if entry and fold(decode_commit(entry.body, entry.position)).ended:
-                self.client.acknowledge(message, ACK)
+                self.acknowledge(run)
             return
         if isinstance(payload, TaskRetried):
             await self._wake_if_late(run, payload.until)
             self.client.acknowledge(run.delivery.message, ACK)
             return
-        self.client.acknowledge(message, ACK)
+        self.acknowledge(run)
         self.done += 1
         if isinstance(payload, TaskDuplicate):
             if run.reply:
@@ -75,9 +80,26 @@ class Endings:
         if not isinstance(payload, TaskCompleted):
             self.failed += 1
         if run.reply:
-            answer = answer_of(fold(events), run.id)
+            answer = self.results.answer(fold(run.events([payload])), kept[-1], run.id)
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
+
+    def acknowledge(self, run: Run) -> None:
+        """Acknowledge a task that has ended. A message with a private input in the open is erased before that: who dies
+        in between leaves one that is delivered again, to somebody who finds the task ended and erases it."""
+        if run.erase:
+            self._beside(self._erase(run))
+        else:
+            self.client.acknowledge(run.delivery.message, ACK)
+
+    async def _erase(self, run: Run) -> None:
+        try:
+            await erase_message(self.client, self._subjects.stream, int(run.id))
+        except (LogError, ConnectionFailed, TimeoutError) as error:
+            logger.warning("the input of task %s is to be erased, and that will be tried again: %s", run.id, error)
+            self.client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (ERASE_AGAIN * 1e9))
+        else:
+            self.client.acknowledge(run.delivery.message, ACK)
 
     async def rest(self, run: Run, until: float) -> None:
         """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and

@@ -5,12 +5,14 @@ After that the fork needs its parent for nothing: it is resumed, replayed, expor
 
 from __future__ import annotations
 
+import msgspec
 from msgspec.structs import replace
 
 from dspex.agents.owners import same_tenant
+from dspex.agents.reader import kept_submission
 from dspex.agents.results import forgotten
 from dspex.agents.run import Run
-from dspex.agents.writer import MAX_COMMIT, Superseded, size_of
+from dspex.agents.writer import MAX_COMMIT, RECORD, Superseded
 from dspex.core.codec import decode_commit
 from dspex.core.errors import NotFound
 from dspex.core.events import EffectRecorded, Event, TaskForked
@@ -51,7 +53,7 @@ async def _commit(run: Run, events: list[Event]) -> list[Event]:
 
 
 async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
-    entry = await log.entry(int(parent))
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
     if (
@@ -66,7 +68,10 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) 
 def _first(todo: list[Event]) -> tuple[list[Event], list[Event]]:
     """What goes into the next commit, and the rest."""
     size = count = 0
-    while count < len(todo) and (not count or size + size_of(todo[count].data) <= MAX_COMMIT):
-        size += size_of(todo[count].data)
+    while count < len(todo):
+        # Copies are as the log has them, so what they take is counted, whatever they hold and in whatever form.
+        size += RECORD + len(msgspec.json.encode(todo[count].data))
+        if count and size > MAX_COMMIT:
+            break
         count += 1
     return todo[:count], todo[count:]

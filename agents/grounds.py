@@ -18,8 +18,11 @@ from dspex.agents.reader import Reader
 from dspex.agents.registered import Registered, served_log
 from dspex.agents.rows import Rows
 from dspex.agents.timers import rearm
+from dspex.agents.vault import Vault
+from dspex.agents.veiled import guard_in
 from dspex.bus import streams
 from dspex.bus.client import Client
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.service import Service
 from dspex.core.errors import ConfigurationError, LogError
 from dspex.core.ports import Backend, Log
@@ -157,23 +160,25 @@ class OwnGround:
     guest = False
 
     def __init__(
-        self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int, anew: bool
-    ) -> None:
+        self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int, anew: bool,
+        master: bytes,
+    ) -> None:  # fmt: skip
         self._client, self._subjects, self._own, self._name = client, subjects, own, name
-        self._replicas, self._anew = replicas, anew
+        self._replicas, self._anew = 1 if anew else replicas, anew
         # What is written here goes the way of everybody's, so that whoever listens on the bus sees it.
         self.log: Log = ServedLog(client, subjects, own.epoch)
         self._keeping = Keeping(own, subjects, folder / f"{name}.open")
         standing = self._keeping.standing
         self._queue = Queue(client, own, subjects, standing)
-        self._host = Host(client, own, subjects, standing, self._queue)
+        vault = Vault(NatsKeys(client, subjects, replicas), NatsObjects(client, subjects, replicas), master=master)
+        self._host = Host(client, own, subjects, standing, self._queue, vault)
         self._programs: list[str] = []
         self._back = asyncio.Event()
 
     @classmethod
     async def stand(
         cls, client: Client, subjects: Subjects, *, name: str, folder: Path,
-        durability: Literal["power", "process"], replicas: int, anew: bool = False,
+        durability: Literal["power", "process"], replicas: int, anew: bool = False, master: bytes = b"",
     ) -> OwnGround:  # fmt: skip
         """Open the log. `anew`: the server is ours alone, and what it has of another log may go. Raises LogError,
         ConfigurationError when another log serves here."""
@@ -189,7 +194,7 @@ class OwnGround:
         except BaseException:
             await own.close()
             raise
-        return cls(client, subjects, own, name, folder, replicas, anew)
+        return cls(client, subjects, own, name, folder, replicas, anew, master)
 
     def read(self, service: Service) -> None:
         pass
@@ -206,7 +211,7 @@ class OwnGround:
     async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
         made = await _consumers(self._client, self._subjects, named, queued=True)
         self._programs = list(programs)
-        self._host.open_doors(programs)
+        self._host.open_doors({program: await guard_in(self._own, program) for program in programs})
         await self._client.flush()
         return made
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 import msgspec
 
 from dspex.agents.queue import Queue
+from dspex.agents.vault import Vault, sealed_signal
+from dspex.agents.veiled import task_in
 from dspex.bus.client import Client, Message
 from dspex.core import headers as h
-from dspex.core.errors import ConnectionFailed, LogCorrupt, LogError
+from dspex.core.errors import ConnectionFailed, DspexError, Forgotten, LogCorrupt, LogError
 from dspex.core.ports import Backend, Entry, Stored, Subscription, Taken
+from dspex.core.sealing import Guard
 from dspex.core.standing import Brief, Standing, briefs
 from dspex.core.subjects import STORED_DOORS, Subjects, parse_aggregate
 from dspex.store.served import ENVELOPE
@@ -27,6 +30,8 @@ __all__ = ["Host"]
 
 logger = logging.getLogger("dspex.agents")
 
+MAX_SEALING = 1024
+"""Private values that are being sealed at once."""
 MAX_IDS = 100_000
 ID_WINDOW = 120.0
 """Seconds for which `Nats-Msg-Id` is remembered, as JetStream does; how many, and not beyond the process's life."""
@@ -39,10 +44,15 @@ _NEVER = frozenset({"nats-rollup", "nats-ttl", "nats-schedule", "nats-batch-id",
 class Host:
     """Takes rows in for one log. `queue` and `standing` hear of what was stored, in the order of positions."""
 
-    def __init__(self, client: Client, log: Backend, subjects: Subjects, standing: Standing, queue: Queue) -> None:
+    def __init__(
+        self, client: Client, log: Backend, subjects: Subjects, standing: Standing, queue: Queue, vault: Vault
+    ) -> None:
+        self._vault = vault
+        self._sealing: set[asyncio.Task[None]] = set()
         self._client, self._log, self._subjects, self._standing, self._queue = client, log, subjects, standing, queue
         self._limit = client.max_payload - ENVELOPE
         self._open: dict[str, list[Subscription]] = {}
+        self._guards: dict[str, Guard] = {}
         self._ids: dict[str, tuple[float, asyncio.Future[Stored | Taken]]] = {}
         self._loop = asyncio.get_running_loop()
         self._events_begin = len(subjects.event(""))
@@ -53,9 +63,11 @@ class Host:
         self._newest = newest
         self._client.subscribe(self._subjects.events, self._event)
 
-    def open_doors(self, programs: Iterable[str]) -> None:
-        """Take in what comes to the doors of exactly these programs: nobody answers for a name that is not there."""
-        wanted = set(programs)
+    def open_doors(self, guards: Mapping[str, Guard]) -> None:
+        """Take in what comes to the doors of exactly these programs: nobody answers for a name that is not there. What
+        is private of them is sealed before it is written."""
+        wanted = set(guards)
+        self._guards = dict(guards)
         for program in wanted - set(self._open):
             self._open[program] = [
                 self._client.subscribe(self._subjects.door(door, program), self._door_of(door, program))
@@ -90,6 +102,14 @@ class Host:
 
         def take(message: Message) -> None:
             headers = message.headers if message.has_headers else {}
+            if door != "outcome" and self._guards[program].guarded and h.SEALED not in headers:
+                if len(self._sealing) >= MAX_SEALING:
+                    self._refuse(message, 503, FAILED, "too many private values are being sealed; try again")
+                    return
+                task = self._loop.create_task(self._sealed(message, door, program, take))
+                self._sealing.add(task)
+                task.add_done_callback(self._sealing.discard)
+                return
             if headers and (problem := self._problem(headers)):
                 self._refuse(message, *problem)
                 return
@@ -108,6 +128,29 @@ class Host:
                 self._ids[headers[MESSAGE_ID]] = self._loop.time() + ID_WINDOW, future
 
         return take
+
+    async def _sealed(
+        self, message: Message, door: str, program: str, take: Callable[[Message], None]
+    ) -> None:
+        """Seal what came in the open for a private program: a row, once written, can never be taken out again."""
+        guard = self._guards[program]
+        try:
+            if door == "task":
+                body, sealed = await self._vault.sealed_message(program, message.data, guard)
+            else:
+                task = task_in(message.data)
+                key = await self._vault.key_of({}, self._log.epoch, task or "0")
+                body, sealed = sealed_signal(key, program, message.data), {h.SEALED: key.name}
+        except Forgotten as error:
+            self._refuse(message, 400, BAD, str(error))
+            return
+        except (DspexError, TimeoutError) as error:
+            self._refuse(message, 503, FAILED, f"it could not be sealed: {error}")
+            return
+        headers = {**(message.headers if message.has_headers else {}), **sealed}
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        raw = f"NATS/1.0\r\n{fields}\r\n".encode("utf-8", "backslashreplace")
+        take(Message(message.raw_subject, message.raw_reply, body, raw))
 
     def _put(
         self, message: Message, subject: str, headers: dict[str, str], expected: int | None,

@@ -12,11 +12,14 @@ import sqlite3
 import time
 
 from dspex.agents.projecting import Projecting
+from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting
 from dspex.bus.client import Client
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.streams import consumer_name, jetstream_api
 from dspex.core.errors import ConnectionFailed, LogError, Unavailable
 from dspex.core.ports import Log
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
 from dspex.store.due import overdue
 from dspex.store.projections import Views
@@ -60,7 +63,8 @@ class Overdue:
         for program, tasks in (await self._projecting.with_views(work)).items():
             if await self._wakes_wait(program):
                 continue  # nobody takes them now: one more for each would only heap up
-            waiting = Waiting(self._client, self._log, self._subjects, program, self._source)
+            vault = Vault(NatsKeys(self._client, self._subjects), NatsObjects(self._client, self._subjects))
+            waiting = Waiting(self._client, self._log, self._subjects, program, self._source, vault, Guard())
             logger.warning("%d tasks of %s slept past their time: they are woken now", len(tasks), program)
             for start in range(0, len(tasks), AT_ONCE):
                 await asyncio.gather(*(waiting.wake(task) for task in tasks[start : start + AT_ONCE]))

@@ -51,7 +51,7 @@ class Queue:
         """Door, position, and whether it may have been delivered before."""
         self._flying = 0
         self._stirred = asyncio.Event()
-        self._missing = False
+        self._missing = self._full = False
         self._chunk = CHUNK
 
     @property
@@ -60,8 +60,9 @@ class Queue:
         return len(self._waiting)
 
     def add(self, door: str, program: str, entry: Entry) -> None:
-        """Something new was stored."""
-        if self._waiting or self._flying >= IN_FLIGHT:
+        """Something new was stored. It waits behind the rest only while the queue takes nothing: what is put in again
+        after a crash must not hold up what comes."""
+        if self._full or self._flying >= IN_FLIGHT:
             self._waiting.append((door, entry.position, False))
             self._stirred.set()
         else:
@@ -89,6 +90,7 @@ class Queue:
             except (LogError, ConnectionFailed, TimeoutError) as error:
                 logger.debug("the queue is not filled: %s", error)
                 failed = True
+            self._full = failed and bool(self._waiting)
             self._chunk = 1 if failed else min(2 * self._chunk, CHUNK)  # while it is full, only knock
             if failed:
                 await asyncio.sleep(RETRY)

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from dspex.agents.vault import submission_of
 from dspex.bus.client import Client
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
-from dspex.core.codec import NOT_JSON, encode_event, events_of, rfc3339
+from dspex.core.codec import NOT_JSON, decode_commit, encode_event, events_of, rfc3339
 from dspex.core.errors import ConnectionFailed, InvalidInput, LogCorrupt, NotFound
 from dspex.core.events import Event, OutcomeReported, SignalSent, TaskSubmitted, UnknownEvent
 from dspex.core.ports import Entry, Log
@@ -138,6 +139,8 @@ class Reader:
     async def _of_task(self, task: str) -> list[Entry]:
         """A task's whole story: its submission, its commits, its outcomes."""
         submission = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
+        if submission is None and task.isdecimal() and len(task) < 19:
+            submission = await kept_submission(self._log, self._subjects, task)
         door = self._subjects.door_of(submission.subject) if submission else None
         if submission is None or door is None or door[0] != "task":
             if submission is None and task.isdecimal() and len(task) < 19 and 0 < int(task) <= await self._log.head():
@@ -146,7 +149,7 @@ class Reader:
             raise NotFound(f"the log has no task {task[:40]}")
         program = door[1]
         commits = await self._log.read(aggregate("task", program, task))
-        story = [submission, *commits]
+        story = [submission, *commits, *await self._log.read(aggregate("privacy", program, task))]
         named, known = await self._mentions(program, int(task))
         story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):
@@ -185,6 +188,18 @@ class Reader:
             pages += found
         pages.sort(key=lambda entry: entry.position)
         return pages[: query.limit], not more and len(pages) <= query.limit
+
+
+async def kept_submission(log: Log, subjects: Subjects, task: str) -> Entry | None:
+    """The submission of a task whose message was erased, because its input is private and had come in the open."""
+    after, subject = 0, subjects.event(f"task.*.{task}")
+    while found := await log.scan(after, 100, subject):
+        for entry in found:
+            kept = submission_of(task, decode_commit(entry.body, entry.position), subjects)
+            if kept is not None:
+                return kept
+        after = found[-1].position
+    return None
 
 
 def _query(body: bytes) -> _Query:

@@ -72,6 +72,9 @@ class Attempt(Writing, Protocol):
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         """Run another program and give its output. Raises TaskError."""
 
+    def seal_effect(self, place: str) -> None:
+        """Have the record of the effect at a place sealed."""
+
     def suspend(self) -> None:
         """End the program's run here; what it waits for is in `waits` of the recorder."""
 
@@ -113,6 +116,8 @@ class Recorder:
                         except Exception as error:
                             self._break(error)
                         self._check()
+                    if call.private:
+                        self._attempt.seal_effect(call.key)
                     record = await self._act(call)
             finally:
                 self._under_way -= 1

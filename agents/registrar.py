@@ -18,10 +18,12 @@ import msgspec
 import uvloop
 
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
+from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
+from dspex.agents.vault import master_from
 from dspex.bus import streams
 from dspex.bus.client import Client
 from dspex.bus.identity import subjects_of
@@ -46,7 +48,7 @@ MAX_WAITING = 1000
 class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
     the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
-    `alone`: nobody else has a log on this server."""
+    `alone`: nobody else has a log on this server. `master` refers to the master key of private values."""
 
     name: str
     url: str
@@ -58,6 +60,7 @@ class RegistrarSpec:
     folder: Path = Path()
     durability: Literal["power", "process"] = "power"
     alone: bool = False
+    master: str = ""
 
     @property
     def role(self) -> str:
@@ -127,7 +130,7 @@ class _Registrar:
             return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known)
         return await OwnGround.stand(
             client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
-            replicas=spec.replicas, anew=spec.alone,
+            replicas=spec.replicas, anew=spec.alone, master=master_from(spec.master),
         )  # fmt: skip
 
     # -- the registry
@@ -150,6 +153,7 @@ class _Registrar:
         await self._recall()
         await self.ground.open_doors(list(self.programs), list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
@@ -172,6 +176,11 @@ class _Registrar:
                     if isinstance(event.data, ProgramRegistered):
                         self.programs[event.data.program] = event.data
             after = entries[-1].position
+
+    def _tell(self, request: Request) -> None:
+        """Say what is private of a program: whoever submits to it has to know."""
+        known = self.programs.get(request.message.subject.rpartition(".")[2])
+        request.respond(msgspec.json.encode(Told.of(known.input_schema, known.output_schema) if known else Told()))
 
     def _take(self, request: Request) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from dspex.agents.beside import put_back
 from dspex.bus.client import Client
 from dspex.bus.streams import EPOCH, RESTORED, jetstream_api, log_stream, set_doors
 from dspex.core.codec import decode_commit
@@ -43,6 +44,7 @@ async def restore(
         raise LogError(f"{file} is not right, so no log is made of it: {report.first.what}; `dspex verify` says more")
     archive = await Archive.open(file, readonly=True, subjects=subjects)
     try:
+        await put_back(archive, client, subjects)  # first: who comes to a task finds what its events name
         rebuilding = _Rebuilding(archive, client, subjects, replicas)
         return await rebuilding.all(on_progress or (lambda done, top: None))
     finally:

@@ -8,16 +8,22 @@ import msgspec
 
 from dspex.agents.keys import key_aggregate
 from dspex.agents.owners import may_see
+from dspex.agents.vault import Vault, held_of
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.bus.wire import Handler
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit
-from dspex.core.errors import InvalidInput, NotFound, task_error
-from dspex.core.events import KeyBound
+from dspex.core.errors import Forgotten, InvalidInput, NotFound, TaskError, task_error
+from dspex.core.events import Event, Held, KeyBound, Payload, TaskForgotten
 from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
+
+ENVELOPE = 4096
+"""Bytes kept free beside an output for what else its reply holds."""
+ELSEWHERE = "303"
+"""The code of a reply whose output does not fit into a message: its body says where it is."""
 
 __all__ = ["Results", "answer_of", "forgotten", "task_id_of"]
 
@@ -48,6 +54,14 @@ def task_id_of(body: bytes) -> tuple[str, str]:
     return ("task" if value.isdecimal() and value.isascii() else "key"), value
 
 
+def elsewhere(task: str, bucket: str, held: Held) -> tuple[bytes, dict[str, str]]:
+    """The reply for an output that no message can hold: where it is."""
+    where = {"bucket": bucket, "name": held.blob, "size": held.size}
+    said = f"the output of task {task} has {held.size:,} bytes; fetch it: nats object get {bucket} {held.blob}"
+    body = msgspec.json.encode({"task": task, "object": where})
+    return body, {h.ERROR_CODE: ELSEWHERE, h.ERROR: said, h.TASK: task}
+
+
 def answer_of(state: TaskState, task: str) -> tuple[bytes, dict[str, str]] | None:
     """The reply that an ended task gives, body and headers; None while it has not ended or is another's duplicate."""
     if state.output is not None:
@@ -60,14 +74,17 @@ def answer_of(state: TaskState, task: str) -> tuple[bytes, dict[str, str]] | Non
 class Results:
     """Finds and waits for the results of one program's tasks."""
 
-    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str) -> None:
+    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, vault: Vault) -> None:
         self._client, self._log, self._subjects, self._program = client, log, subjects, program
+        self._vault = vault
 
     async def find(self, kind: str, name: str, asker: str = "") -> str:
         """The task id for an id or a key, as the account `asker` may see it. Raises NotFound."""
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
+            if entry is None and position > 0 and await self._was_erased(position):
+                return str(position)
             if entry is None and 0 < position <= await self._log.head():
                 raise forgotten(self._program, name)
             if (
@@ -83,10 +100,41 @@ class Results:
         assert isinstance(bound, KeyBound)
         return bound.task
 
+    async def _was_erased(self, position: int) -> bool:
+        """Whether the message of a task is gone because its input was private and came in the open."""
+        name = aggregate("task", self._program, position)
+        return not self._subjects.tenants and await self._log.last(name) is not None
+
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""
+        return fold(await self._last(task))
+
+    async def _last(self, task: str) -> list[Event]:
         entry = await self._log.last(aggregate("task", self._program, task))
-        return fold(decode_commit(entry.body, entry.position)) if entry else TaskState()
+        return decode_commit(entry.body, entry.position) if entry else []
+
+    def answer(self, state: TaskState, end: Payload, task: str) -> tuple[bytes, dict[str, str]] | None:
+        """The reply of an ended task, of whose last event `end` is what the log keeps."""
+        held = held_of(end)
+        if held and held.blob and not held.key and held.size > self._client.max_payload - ENVELOPE:
+            return elsewhere(task, self._subjects.bucket, held)
+        return answer_of(state, task)
+
+    async def ended(self, task: str, events: list[Event], state: TaskState) -> tuple[bytes, dict[str, str]] | None:
+        """The same from the log, whatever it takes to bring back what the task gave."""
+        if not state.ended or not held_of(events[-1].data):
+            return answer_of(state, task)
+        large = self.answer(TaskState(), events[-1].data, task)
+        if large:
+            return large
+        try:
+            return answer_of(fold(await self._vault.bring_back(events[-1:])), task)
+        except TaskError as missing:
+            error: TaskError = missing
+            forgetting = await self._log.last(aggregate("privacy", self._program, task))
+            if forgetting:
+                error = said_forgotten(task, decode_commit(forgetting.body, forgetting.position)[-1])
+            return error_reply(error, task)
 
     async def wait(self, task: str, seconds: float) -> tuple[bytes, dict[str, str]]:
         """The answer of a task, waited for at most `seconds`; then code 202 with the state."""
@@ -102,8 +150,9 @@ class Results:
                 # Interest first, then the read: what is committed in between rings the bell.
                 await self._client.flush()
                 while True:
-                    state = await self.state(task)
-                    answer = answer_of(state, task)
+                    events = await self._last(task)
+                    state = fold(events)
+                    answer = await self.ended(task, events, state)
                     if answer:
                         return answer
                     if state.of:
@@ -135,6 +184,14 @@ def forgotten(program: str, task: str) -> NotFound:
         f"the log has no entry {task} any more; if it was a task of {program} it is in the archive (archive.db in the "
         "data folder)", task=task,
     )  # fmt: skip
+
+
+def said_forgotten(task: str, event: Event) -> Forgotten:
+    """What is said of a task whose values were forgotten."""
+    data = event.data
+    assert isinstance(data, TaskForgotten)
+    why = f": {data.reason}" if data.reason else ""
+    return Forgotten(f"what task {task} held was forgotten by {data.actor} on {event.time[:19]}Z{why}", task=task)
 
 
 def _not_yet(task: str, state: TaskState) -> tuple[bytes, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
+from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
-from dspex.core.events import Event, Head, Payload, SignalReceived, TaskClaimed
+from dspex.core.errors import Forgotten, NotFound
+from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
+from dspex.core.sealing import INLINE, Guard, value_of
 
 __all__ = ["Run", "Seat"]
 
@@ -33,6 +37,8 @@ class Seat:
     calls: Calls
     limit: int
     loop: asyncio.AbstractEventLoop
+    vault: Vault
+    guard: Guard
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -57,6 +63,13 @@ class Run:
     """The program is done and the end is being committed; its slot is free again."""
     abandoned = suspended = False
     """Somebody else ends this run, or it goes to sleep: its own task writes nothing more."""
+    exposed = b""
+    """A private input that came in the open, until the task's own events keep it sealed."""
+    erase = False
+    """Its message is erased when the task has ended."""
+    private: frozenset[str] = frozenset()
+    """Places and names of effects whose records are sealed although the program is not private."""
+    sealing: Key | None = None
     history: Sequence[Event] = ()
     values = ""
     """The hash of the task's own values, when it has some."""
@@ -90,6 +103,54 @@ class Run:
     def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, behind the claim when the log does not have it yet."""
         return list(payloads) if self.claimed else [self.claim(), *payloads]
+
+    # -- what of it is not kept in the open, or not in the log itself
+
+    def is_private(self, payload: Payload) -> bool:
+        """Whether a payload is sealed before it is kept."""
+        if self.seat.guard.private:
+            return True
+        return isinstance(payload, EffectRecorded) and (payload.key in self.private or payload.name in self.private)
+
+    def seal_effect(self, place: str) -> None:
+        """Have the record of an effect sealed: by its place, or all of a name."""
+        self.private |= {place}
+
+    async def key(self) -> Key:
+        """The key of the task. When it was forgotten, or is not here, one that nobody will ever have again."""
+        if self.sealing is None:
+            headers = self.delivery.message.headers if self.delivery.message.has_headers else {}
+            try:
+                self.sealing = await self.seat.vault.key_of(headers, self.seat.log.epoch, self.id)
+            except (Forgotten, NotFound):
+                self.sealing = Key("forgotten", secrets.token_bytes(32))
+        return self.sealing
+
+    async def put_away(self, payloads: Sequence[Payload]) -> Sequence[Payload]:
+        """The payloads as the log keeps them; nearly always as they are. The same give the same again."""
+        if not self._is_kept_elsewhere(payloads):
+            return payloads
+        kept = await self.seat.vault.put_away(payloads, self.program, self.seat.guard, self)
+        if self.exposed and payloads:
+            delivery = self.delivery
+            headers = delivery.message.headers if delivery.message.has_headers else {}
+            key = await self.key()
+            sealed = kept_input(key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at)
+            kept.insert(isinstance(kept[0], TaskClaimed), sealed)
+        return kept
+
+    def _is_kept_elsewhere(self, payloads: Sequence[Payload]) -> bool:
+        """Whether anything of these may be sealed, or is too large for an event."""
+        return bool(self.private or self.seat.guard.private or any(map(_is_large, payloads)))
+
+    def _as_kept(self, events: Sequence[Event], kept: Sequence[Payload]) -> list[Event]:
+        """Events of what is kept, with the time of those that they stand for: an append that is tried again must be the
+        same append."""
+        first = events[0]
+        return [
+            Event(first.aggregate, version, first.time, first.source, first.correlation, first.causation, payload)
+            for version, payload in enumerate(kept, first.version)
+        ]
 
     @property
     def scope(self) -> Scope:
@@ -126,14 +187,19 @@ class Run:
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         """Run another program for this task."""
+        if (await self.seat.calls.guards.of(program)).private:
+            self.seal_effect(f"call.{program}")
         return await self.seat.calls.call(program, body, key, self.id)
 
     async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""
+        if self._is_kept_elsewhere([event.data for event in events]):
+            events = self._as_kept(events, await self.put_away([event.data for event in events]))
         result = await self.seat.log.append(self.aggregate, events, self.head)
         if isinstance(result, Appended):
             self.head = result.head
             self.claimed = True
+            self.exposed = b""
         return result
 
     async def signals(self, name: str) -> list[SignalReceived]:
@@ -146,3 +212,8 @@ class Run:
             self.suspended = True
             if self.task:
                 self.task.cancel()
+
+
+def _is_large(payload: Payload) -> bool:
+    value = value_of(payload)
+    return value is not None and len(bytes(value)) > INLINE

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from dspex.agents.vault import Vault
 from dspex.agents.waiting import Waiting, times_of
 from dspex.bus.client import Client
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.errors import InvalidInput, LogCorrupt
 from dspex.core.ports import Log
+from dspex.core.sealing import Guard
 from dspex.core.standing import Standing
 from dspex.core.subjects import Subjects, aggregate
 
@@ -33,7 +36,9 @@ async def rearm(client: Client, log: Log, subjects: Subjects, standing: Standing
 async def _rearm(
     client: Client, log: Log, subjects: Subjects, standing: Standing, task: int, program: str
 ) -> None:
-    name, waiting = str(task), Waiting(client, log, subjects, program, "")
+    name = str(task)
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    waiting = Waiting(client, log, subjects, program, "", vault, Guard())
     try:
         submission = await log.entry(task)
         entries = await log.read(aggregate("task", program, name))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any
+from typing import Protocol
 
 from dspex.agents.failures import failed
 from dspex.agents.run import Run
@@ -36,15 +35,22 @@ MAX_SAID = 1024
 """Tasks of which it is remembered that the log of the process has told of them."""
 
 
+class Ends(Protocol):
+    """Who ends attempts."""
+
+    async def settle(self, run: Run, payload: Payload) -> None: ...
+    def acknowledge(self, run: Run) -> None: ...
+
+
 class Versions:
-    """What one agent does with the tasks that its code may not run. `settle` ends an attempt with an event."""
+    """What one agent does with the tasks that its code may not run. `ends` is who ends attempts."""
 
     def __init__(
         self, program: Program, code: str, client: Client, log: Log, waiting: Waiting,
-        settle: Callable[[Run, Payload], Coroutine[Any, Any, None]],
+        ends: Ends,
     ) -> None:  # fmt: skip
         self._program, self._code, self._client, self._log, self._waiting = program, code, client, log, waiting
-        self._settle = settle
+        self._ends = ends
         self._said: dict[str, None] = {}
 
     def other(self, headers: dict[str, str] | None, state: TaskState | None = None) -> str:
@@ -62,7 +68,7 @@ class Versions:
         run.head = state.head
         since = run.delivery.stored_at
         if state.ended:
-            self._client.acknowledge(run.delivery.message, ACK)
+            self._ends.acknowledge(run)
             return
         try:
             self._check_deadline(headers, since, wanted)
@@ -122,7 +128,7 @@ class Versions:
 
     async def _give_up(self, run: Run, error: TaskError) -> None:
         run.claimed = True  # no attempt begins
-        await self._settle(run, failed(error, 0.0))
+        await self._ends.settle(run, failed(error, 0.0))
 
     def _say(self, task: str, wanted: str) -> None:
         if task in self._said:

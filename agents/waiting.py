@@ -10,25 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
+from dspex.agents.guards import can_erase
 from dspex.agents.journal import events_for, head_of
 from dspex.agents.owners import same_tenant
+from dspex.agents.vault import Key, Vault, kept_input
 from dspex.bus.client import Client
+from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core import headers as h
-from dspex.core.codec import NOT_JSON, decode_commit, rfc3339
-from dspex.core.errors import ConnectionFailed, LogError
-from dspex.core.events import Event, SignalReceived, TaskRetried
+from dspex.core.codec import NOT_JSON, decode_commit, rfc3339, sealed_in
+from dspex.core.errors import ConnectionFailed, LogCorrupt, LogError, TaskError
+from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
+from dspex.core.sealing import Guard, text_of, unseal
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -66,8 +71,11 @@ class Woken(Given):
 class Waiting:
     """What one agent does for the sleeping tasks of its program."""
 
-    def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, source: str) -> None:
+    def __init__(
+        self, client: Client, log: Log, subjects: Subjects, program: str, source: str, vault: Vault, guard: Guard
+    ) -> None:
         self._client, self._log, self._subjects = client, log, subjects
+        self._vault, self._guard = vault, guard
         self._program, self._source = program, source
         self._cancelling = Cancelling(client, log, subjects, program, source)
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -114,8 +122,13 @@ class Waiting:
         state = await self.state(str(entry.position))
         # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
         # an agent that died after it had claimed it.
+        if state.ended:
+            if self._guard.private and not h.sealed(entry.headers) and can_erase(self._log):
+                # Whoever ended it died before it was erased.
+                await erase_message(self._client, self._subjects.stream, entry.position)
+            return None
         foreign = entry.headers.get(h.CODE, code) != code
-        if state.ended or (wake.delivered == 1 and state.status != "sleeping" and not foreign):
+        if wake.delivered == 1 and state.status != "sleeping" and not foreign:
             return None
         return Woken(entry, wake)
 
@@ -146,13 +159,14 @@ class Waiting:
     async def received(self, task: str, name: str) -> list[SignalReceived]:
         """The signals of a name in a task's inbox, in the order in which they were sent."""
         entries = await self._log.read(aggregate("inbox", self._program, task))
-        events = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
-        named = [data for data in events if isinstance(data, SignalReceived) and data.name == name]
-        return sorted(named, key=lambda signal: signal.position)
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        named = [event for event in events if isinstance(event.data, SignalReceived) and event.data.name == name]
+        found = [event.data for event in await self._vault.bring_back(named)]
+        return sorted((data for data in found if isinstance(data, SignalReceived)), key=lambda signal: signal.position)
 
     async def receive(self, delivery: Delivery) -> None:
         """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
-        body = _named(delivery.message.data)
+        body = _named(await self._opened(delivery.message))
         task, name = str(body.get("task", "")), body.get("name")
         # One at a time for a task, so that they are filed in the order in which they came.
         async with self._inboxes.setdefault(task, asyncio.Lock()):
@@ -168,17 +182,27 @@ class Waiting:
             logger.warning("a signal to %s is too large for an inbox: position %d", self._program, delivery.position)
         elif entry and known and name == CANCEL:
             by = delivery.message.headers.get(h.ACTOR, "")[:200]
-            await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position)
-        elif known and isinstance(name, str):
+            kept = await self._kept_input(entry, task)
+            await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position, kept=kept)
+            if kept and can_erase(self._log):  # a task that sleeps is not delivered again, so nobody else will
+                await erase_message(self._client, self._subjects.stream, entry.position)
+        elif entry is not None and known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:
                 value = msgspec.Raw(msgspec.json.encode(body.get("value")))
-                await self._file(task, SignalReceived(name=name, position=delivery.position, value=value))
+                received = SignalReceived(name=name, position=delivery.position, value=value)
+                sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
+                [filed] = await self._vault.put_away([received], self._program, self._guard, sealer)
+                assert isinstance(filed, SignalReceived)
+                await self._file(task, filed)
                 state = await self.state(task)
                 if any(wait.signal == name for wait in state.waits):
                     await self.wake(task)
         else:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
+        sent = delivery.message.headers if delivery.message.has_headers else {}
+        if self._guard.private and not h.sealed(sent) and can_erase(self._log):  # the inbox has it sealed
+            await erase_message(self._client, self._subjects.stream, delivery.position)
         self._client.respond(delivery.message, ACK)
 
     def _may_tell(self, signal: str, submission: str) -> bool:
@@ -187,12 +211,34 @@ class Waiting:
             return True
         return same_tenant(self._subjects, signal, submission)
 
+    async def _opened(self, message: Message) -> bytes:
+        """The body of a signal; a log process seals one to a private program before it writes it. One that cannot be
+        opened any more says nothing."""
+        name = h.sealed(message.headers) if message.has_headers else None
+        if name is None:
+            return message.data
+        try:
+            key = await self._vault.find(name)
+            return unseal(key, text_of(sealed_in(message.data)), f"{self._program}/signal")
+        except (TaskError, LogCorrupt) as error:
+            logger.info("a signal to %s cannot be opened: %s", self._program, error)
+            return b""
+
+    async def _kept_input(self, entry: Entry, task: str) -> InputSealed | None:
+        """A private input that came in the open, sealed; None when it came sealed or is not private."""
+        if not self._guard.private or h.sealed(entry.headers):
+            return None
+        sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
+        return kept_input(await sealer.key(), self._program, entry.body, self._guard, entry.headers, entry.time)
+
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""
         inbox = aggregate("inbox", self._program, task)
         for _ in range(TRIES):
             head = await head_of(self._log, inbox)
-            if any(known.position == signal.position for known in await self.received(task, signal.name)):
+            entries = await self._log.read(inbox)
+            filed = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
+            if any(isinstance(data, SignalReceived) and data.position == signal.position for data in filed):
                 return
             cause = str(signal.position)
             events = events_for(inbox, head, [signal], source=self._source, correlation=task, causation=cause)
@@ -201,6 +247,20 @@ class Waiting:
         raise LogError(f"the inbox of task {task} changed {TRIES} times while a signal was put into it")
 
 
+class _Signals:
+    """Seals the signals of one task, with its key."""
+
+    def __init__(self, guard: Guard, vault: Vault, headers: Mapping[str, str], epoch: str, task: str) -> None:
+        self._guard, self._vault, self._place = guard, vault, (headers, epoch, task)
+
+    def is_private(self, payload: Payload) -> bool:
+        return self._guard.private
+
+    async def key(self) -> Key:
+        try:
+            return await self._vault.key_of(*self._place)
+        except TaskError:  # nobody has its key any more, so nobody is to read it
+            return Key("forgotten", secrets.token_bytes(32))
 def times_of(events: Sequence[Event]) -> list[float]:
     """The times at which a sleeping task, whose events these are, is to be woken; the deadline is not among them."""
     times = [wait.until for wait in fold(events).waits if wait.until is not None]

@@ -127,8 +127,8 @@ class Watch:
             worker = self._worker
             worker.client.cut()
             self._stand_in = Service(self._client, name=worker.name, id=worker.agent, version="")
-            log = self._log(self._client)
-            results = Results(self._client, log, worker.subjects, worker.name)
+            log, vault = self._log(self._client), worker.vault_on(self._client)
+            results = Results(self._client, log, worker.subjects, worker.name, vault)
             assignments = Assignments(worker.program, log, worker.subjects, worker.source)
             Doors(worker, self._client, worker.subjects, self._stand_in, results, assignments)
 
@@ -161,7 +161,8 @@ class Watch:
                 )  # fmt: skip
                 events = run.events(run.claimed_by([failure]))
                 if isinstance(await log.append(run.aggregate, events, run.head), Appended):
-                    self._client.respond(run.delivery.message, ACK)
+                    if not run.erase:  # else it is delivered again, to somebody with the time to erase it
+                        self._client.respond(run.delivery.message, ACK)
                     answer = answer_of(fold(events), run.id)
                     if run.reply and answer:
                         self._client.publish(run.reply, answer[0], headers=answer[1])

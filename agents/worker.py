@@ -23,23 +23,35 @@ from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
 from dspex.agents.forking import begin_fork
+from dspex.agents.guards import can_erase
 from dspex.agents.recorder import Suspended
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
 from dspex.agents.runner import Runner
+from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Waiting, Woken
 from dspex.agents.writer import Superseded
 from dspex.bus.client import Client, Message
+from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.pull import ACK, NAK, Delivery, Puller, Slots
 from dspex.bus.streams import consumer_name
 from dspex.core import headers as h
-from dspex.core.codec import decode_commit
-from dspex.core.errors import ConnectionFailed, DeadlineExceeded, InvalidInput, LogError, NotFound, TaskError
-from dspex.core.events import Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
+from dspex.core.codec import decode_commit, sealed_in
+from dspex.core.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidInput,
+    LogCorrupt,
+    LogError,
+    NotFound,
+    TaskError,
+)
+from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
 from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
+from dspex.core.sealing import INLINE, guard_of, text_of, unseal
 from dspex.core.subjects import Subjects
 from dspex.core.task import TaskState, fold, may_attempt
 
@@ -47,8 +59,10 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 
 logger = logging.getLogger("dspex.agents")
 
-MAX_OUTPUT = 1 << 20
-"""The most bytes that an output or the result of an effect may have; less when the server's limit is lower."""
+MAX_OUTPUT = 63 << 20
+"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
+SECURED_OUTPUT = 1 << 20
+"""The same under access rules, which give agents no object store yet."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -76,37 +90,48 @@ class Worker:
 
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
-        on_worn: Callable[[str], None], place: Registered,
+        on_worn: Callable[[str], None], place: Registered, master: bytes = b"",
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
         self.client, self.log, self.subjects, self._on_worn = client, log, subjects, on_worn
         self.assignment = program.assignment.hash
-        self.place = place
-        self.results = Results(client, log, subjects, self.name)
+        self.place, self._master = place, master
+        about = program.describe()
+        self.guard = guard_of(about.input_schema, about.output_schema)
+        self.vault = self.vault_on(client)
+        self.results = Results(client, log, subjects, self.name, self.vault)
         self.running: dict[int, Run] = {}
         self.stuck = 0
         self._cancelled: dict[int, None] = {}
         self.pulse = time.monotonic()
         self.source = f"/agents/{agent}"
         self._slots = program.slots()
-        self.waiting = Waiting(client, log, subjects, self.name, self.source)
+        self.waiting = Waiting(client, log, subjects, self.name, self.source, self.vault, self.guard)
         self.calls = Calls(client, subjects)
         self._pullers: list[Puller] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self._last_try = asyncio.Lock()
-        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE)
-        self.endings = Endings(client, log, self.results, self.waiting, self._spawn)
+        self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
+        # An account of its own has no way to the object store.
+        most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
+        limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
         self._runner = Runner(program, limit, self._loop)
         self.assignments = Assignments(program, log, subjects, self.source)
         self._instances = Instances(program, self.assignments)
-        self._versions = Versions(program, code, client, log, self.waiting, self.endings.settle)
+        self._versions = Versions(program, code, client, log, self.waiting, self.endings)
         self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, limit, self._loop,
-            lenient=program.on_change == "finish",
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
+            self.vault, self.guard, lenient=program.on_change == "finish",
         )  # fmt: skip
+
+    def vault_on(self, client: Client) -> Vault:
+        """Keys and objects over a connection."""
+        inline = SECURED_OUTPUT if client.identity.account else min(INLINE, client.max_payload // 4)
+        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
+        return Vault(keys, objects, inline=inline, master=self._master)
 
     # -- life
 
@@ -228,9 +253,11 @@ class Worker:
         headers = message.headers if message.has_headers else None
         if headers:
             run.reply, run.values = h.reply_of(headers), headers.get(h.ASSIGNMENT, "")
-            if other := self._versions.other(headers):
-                await self._versions.hand_back(run, other, headers)
-                return
+        if self.guard.private and not (headers and h.SEALED in headers):
+            run.exposed, run.erase = message.data, can_erase(self.log)
+        if headers and (other := self._versions.other(headers)):
+            await self._versions.hand_back(run, other, headers)
+            return
         if self._may_be_known(run) and not await self._take_over(run, headers):
             return
         started = time.perf_counter()
@@ -240,7 +267,10 @@ class Worker:
                 self._check_headers(run, headers)
             if run.values and run.values != self.assignment:
                 run.instance = await self._instances.get(run.values)
-            input = (run.instance or self.program).decode(message.data)
+            body = message.data
+            if headers and h.SEALED in headers:
+                body = await self._unsealed(run, body)
+            input = await self._decoded(run, body) if self.guard.guarded else self._plain(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
                 tenant = self.subjects.tenant_of(message.subject)
@@ -250,6 +280,8 @@ class Worker:
                     return
             if headers and (fork := h.fork_of(headers)):
                 await begin_fork(run, *fork, self.log, self.subjects)
+            if run.history:
+                run.history = await self.vault.bring_back(run.history)
             output = await self._runner.execute(run, input)
         except Suspended:
             if run.suspended and not run.abandoned:
@@ -262,6 +294,33 @@ class Worker:
         if not run.abandoned:
             self._free_slot(run)
             await self.endings.settle(run, payload)
+
+    async def _unsealed(self, run: Run, body: bytes) -> bytes:
+        """The input of a submission that was stored sealed. Raises Forgotten, NotFound, InvalidInput."""
+        key = await self.vault.key_of(run.delivery.message.headers, self.log.epoch, run.id)
+        run.sealing = key
+        try:
+            return unseal(key.key, text_of(sealed_in(body)), f"{self.name}/input")
+        except LogCorrupt as error:
+            raise InvalidInput(f"{h.SEALED} says that the body is sealed, and it is not: {error}") from None
+
+    async def _decoded(self, run: Run, body: bytes) -> Any:
+        """The Input. One that is refused, or that came in the open and does not fit into an event sealed, is kept
+        nowhere when it may hold a secret, or cannot be kept."""
+        try:
+            if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
+                run.exposed = b""
+                raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message")
+            return self._plain(run, body)
+        except InvalidInput:
+            if self.guard.secret and run.sealing:
+                await self.vault.keys.forget(run.sealing.name)
+            elif self.guard.secret:
+                run.exposed, run.erase = b"", can_erase(self.log)
+            raise
+
+    def _plain(self, run: Run, body: bytes) -> Any:
+        return (run.instance or self.program).decode(body)
 
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
         deadline = h.deadline_of(headers, run.delivery.stored_at)
@@ -288,8 +347,12 @@ class Worker:
         run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         state = fold(run.history)
         run.head, run.retries, run.rested = state.head, state.retries, state.rested
+        if any(isinstance(event.data, InputSealed) for event in run.history):
+            run.exposed = b""
         if state.ended:
-            self.client.acknowledge(run.delivery.message, ACK)
+            if self.guard.secret and state.error == InvalidInput.__name__:
+                run.erase = can_erase(self.log)
+            self.endings.acknowledge(run)
             return False
         if other := self._versions.other(headers, state):
             await self._versions.hand_back(run, other, headers)

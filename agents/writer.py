@@ -16,7 +16,7 @@ from dspex.core.errors import DspexError
 from dspex.core.events import EffectRecorded, Event, Payload, TaskClaimed
 from dspex.core.ports import Appended, Conflict
 
-__all__ = ["MAX_COMMIT", "Superseded", "Writer", "Writing", "size_of"]
+__all__ = ["MAX_COMMIT", "RECORD", "Superseded", "Writer", "Writing"]
 
 MAX_COMMIT = 256 << 10
 """Bytes of records that one commit may hold, unless a single one is larger; more go into the next."""

@@ -41,7 +41,7 @@ class Delivery:
 
     @property
     def stored_at(self) -> float:
-        return int(self._time) / 1e9
+        return int(self._time) // 1000 / 1e6  # as an entry of the log says it
 
 
 class Queued(Delivery):

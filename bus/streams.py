@@ -108,7 +108,8 @@ def timer_stream(subjects: Subjects, replicas: int = 1, program: str = "*") -> d
 
 def queue_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
     """What waits for agents when a log process owns the log. Disposable: the log has all that is in it, and fills it
-    again. A subject a message, so that nothing is in it twice; when it is full, the rest waits in the log."""
+    again, so nothing of it is flushed before it is acknowledged. A subject a message, so that nothing is in it twice;
+    when it is full, the rest waits in the log."""
     return {
         "name": subjects.queue_stream,
         "description": "dspex: tasks and signals that wait for an agent; the log itself is with the log process",
@@ -122,6 +123,7 @@ def queue_stream(subjects: Subjects, replicas: int = 1) -> dict[str, Any]:
         "discard": "new",
         "duplicate_window": 100_000_000,
         "allow_direct": False,
+        **({"persist_mode": "async"} if replicas == 1 else {}),
     }
 
 

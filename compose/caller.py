@@ -8,7 +8,11 @@ from typing import Any, Self
 
 import msgspec
 
+from dspex.agents.calls import fetched
+from dspex.agents.guards import Guards
+from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
+from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
 from dspex.core.codec import decode_page
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
@@ -19,6 +23,10 @@ __all__ = ["Caller"]
 
 ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
+SUBMIT_WAIT = 10.0
+"""Seconds for an agent to seal a private input and store it."""
+FORGET_WAIT = 60.0
+"""Seconds for the archivist to forget a task."""
 AWAY = 0.2
 """Seconds between questions while nobody is there to answer."""
 
@@ -31,6 +39,7 @@ class Caller:
 
     def __init__(self, client: Client, prefix: str = "dspex") -> None:
         self.client, self.subjects = client, Subjects(prefix)
+        self._guards = Guards(client, self.subjects)
 
     @classmethod
     async def connect(
@@ -59,7 +68,7 @@ class Caller:
         """
         fields = dict(headers or {}) if key is None else {**(headers or {}), h.KEY: key}
         reply = await self._request(self._door("ask", program), body, timeout, fields or None)
-        return reply.data, reply.headers.get(h.TASK, "")
+        return await self._output(reply), reply.headers.get(h.TASK, "")
 
     async def head(self) -> int:
         """The position of the newest entry of the log."""
@@ -80,6 +89,9 @@ class Caller:
         fields = dict(headers or {})
         if key is not None:
             fields[h.KEY] = key
+        if (await self._guards.of(program)).private:  # an agent seals it before it is stored
+            reply = await self._request(self._door("submit", program), body, SUBMIT_WAIT, fields or None)
+            return str(msgspec.json.decode(reply.data)["seq"])
         return str(await self._store("task", program, body, fields))
 
     async def result(self, program: str, task: str, *, timeout: float = 60.0) -> bytes:
@@ -100,7 +112,7 @@ class Caller:
                 reply = await self._request(
                     self._door("result", program), task.encode(), wait + 1, {h.WAIT: f"{wait:.3f}"}
                 )
-                return reply.data, reply.headers.get(h.TASK, task)
+                return await self._output(reply), reply.headers.get(h.TASK, task)
             except (TaskError, ConnectionFailed) as error:
                 again = isinstance(error, (ConnectionFailed, Unavailable)) or error.type == "NoAnswer"
                 if loop.time() >= until or not (again or error.code == 202):  # type: ignore[union-attr]
@@ -119,6 +131,17 @@ class Caller:
         """Tell a task something; returns the signal's position in the log."""
         body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
         return await self._store("signal", program, msgspec.json.encode(body), {})
+
+    async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:
+        """Have what a task holds forgotten, for good: `{"task", "program", "keys", "objects", "later"}`.
+
+        Raises Conflict for a task that has not ended (unless `force`) or that holds nothing sealed, NotFound,
+        Unavailable when no archivist has the archive open.
+        """
+        wanted = {"task": task, "reason": reason, "actor": actor, "force": force}
+        subject = self.subjects.privacy("forget")
+        reply = await self._request(subject, msgspec.json.encode(wanted), FORGET_WAIT, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def variables(self, program: str) -> dict[str, Any]:
         """The values in force and the space they are from."""
@@ -245,9 +268,15 @@ class Caller:
         if reply.status == 503:
             raise Unavailable(f"nobody serves {subject}; `dspex ps` shows what runs")
         code = reply.headers.get(h.ERROR_CODE)
-        if code is not None:
+        if code is not None and code != ELSEWHERE:
             raise _error(int(code), reply)
         return reply
+
+    async def _output(self, reply: Message) -> bytes:
+        """The output in a reply, or in the object store when no message can hold it."""
+        if reply.headers.get(h.ERROR_CODE) != ELSEWHERE:
+            return reply.data
+        return await fetched(NatsObjects(self.client, self.subjects), reply)
 
     async def _store(self, door: str, program: str, body: bytes, headers: Mapping[str, str]) -> int:
         subject = self._door(door, program)

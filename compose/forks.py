@@ -126,6 +126,8 @@ async def planned(
     story = await story_of(source, task)
     if program is not None and program.name != story.program:
         raise InvalidInput(f"task {task} is one of {story.program}, and {program.__name__} is {program.name}")
+    if story.missing:
+        raise InvalidInput(story.missing)
     at = story.versions if at is None else at
     story.at(at)  # refuses a version that is not there
     given = story.state.input

@@ -89,7 +89,9 @@ class Replay:
         """Like `report`, to be awaited."""
         if self._report is None:
             instance = instance_of(self._program, self._story, self._values)
-            if instance is None:
+            if self._story.missing:
+                self._report = Report(self.task, None, 0, 0, why=self._story.missing)
+            elif instance is None:
                 why = f"it ran on values {self._story.state.assignment[:8]}, which are not known here; give `values`"
                 self._report = Report(self.task, None, 0, 0, why=why)
             else:
@@ -140,11 +142,12 @@ async def _side(source: Source, text: str) -> list[Event]:
 async def opened(log: str | Path | None, url: str | None) -> AsyncIterator[Source]:
     """The log that is meant: a file, the system at `url`, or with neither the one whose data folder is here."""
     if log is not None:
-        source: Source = await FileSource.open(log)
+        source: Source = await FileSource.open(log, master=load_settings({}).privacy.key)
     else:
         settings = load_settings({"nats": url})
         server, prefix = find_server(settings)
-        source = BusSource(await Caller.connect(server, prefix=prefix, credentials=find_credentials(settings)))
+        caller = await Caller.connect(server, prefix=prefix, credentials=find_credentials(settings))
+        source = BusSource(caller, settings.privacy.key)
     try:
         yield source
     finally:

@@ -72,6 +72,7 @@ class SystemSpec:
     retention: Bounds = field(default_factory=Bounds)
     secure: bool = False
     host: str = "127.0.0.1"
+    master: str = ""
 
 
 def run_root(
@@ -84,6 +85,10 @@ def run_root(
     goes to `parent`, too.
     """
     logging_to_stderr(spec.debug)
+    if spec.master:
+        from dspex.agents.vault import master_from
+
+        master_from(spec.master)  # refused here, not in another process
     if spec.log != JETSTREAM:
         factory_of(spec.log)
         if spec.retention.any:
@@ -98,10 +103,8 @@ def run_root(
         if spec.nats is None or spec.log != JETSTREAM:
             folder.keep_to(spec.log)
         if spec.nats is None:
-            # A server that does not hold the log holds nothing that cannot be made again.
-            durability = spec.durability if spec.log == JETSTREAM else "process"
             server = Server(
-                folder.path / "server", port=spec.port, durability=durability, host=spec.host,
+                folder.path / "server", port=spec.port, durability=spec.durability, host=spec.host,
                 access=secured.access if secured else None,
             )  # fmt: skip
             _start(server, spec.prefix, on_event, secured)
@@ -293,12 +296,13 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     is_log = spec.log == SQLITE
     archivist = ArchivistSpec(
         f"{ARCHIVIST}-{name}", url, folder.path / (LOG_FILE if is_log else ARCHIVE), spec.prefix,
-        credentials(Role.ARCHIVIST), bounds=spec.retention, known=known, served=spec.log != JETSTREAM, is_log=is_log,
+        credentials(Role.ARCHIVIST), bounds=spec.retention, master=spec.master, known=known,
+        served=spec.log != JETSTREAM, is_log=is_log,
     )  # fmt: skip
     role = REGISTRAR if spec.log == JETSTREAM else LOG
     registrar = RegistrarSpec(
         f"{role}-{name}", url, spec.prefix, credentials(Role.REGISTRAR), known=known, log=spec.log, folder=folder.path,
-        durability=spec.durability, alone=spec.nats is None,
+        durability=spec.durability, alone=spec.nats is None, master=spec.master,
     )  # fmt: skip
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -310,7 +314,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     def agent(plan: Plan, program: type[Program], number: int) -> Child:
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
-            credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program),
+            credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program), spec.master,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:

@@ -67,6 +67,12 @@ class RetentionSettings(_Frozen):
         return Bounds(self.age, self.count, self.bytes)
 
 
+class PrivacySettings(_Frozen):
+    """The `[privacy]` table: a reference to the master key that the keys of private values are sealed with."""
+
+    key: Annotated[str, Field(pattern=r"^((env|file):.+)?$")] = ""
+
+
 class Settings(_Frozen):
     """Everything that can be set. `nats` None means the embedded server."""
 
@@ -79,6 +85,7 @@ class Settings(_Frozen):
     agents: Annotated[int, Field(ge=1, le=1000)] = 1
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
 
 class Place(BaseModel):

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from dspex.agents.vault import Vault
 from dspex.compose.caller import Caller
+from dspex.compose.unsealing import brought_back, close_vault, vault_of_bus, vault_of_file, with_submission
 from dspex.core.codec import decode_commit, encode_event, events_of
 from dspex.core.errors import InvalidAssignment, InvalidInput, LogCorrupt, NotFound, TaskError
 from dspex.core.events import EffectRecorded, Event, TaskSubmitted
@@ -42,6 +44,10 @@ class Source(Protocol):
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
         """The values that are known, by the hash of their assignment."""
 
+    @property
+    def vault(self) -> Vault:
+        """Where what is sealed or large is brought back from."""
+
     async def close(self) -> None:
         """Give back what it holds open."""
 
@@ -49,8 +55,9 @@ class Source(Protocol):
 class BusSource:
     """The log of a running system."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, master: str = "") -> None:
         self.caller = caller
+        self.vault = vault_of_bus(caller.client, caller.subjects, master)
 
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         return self.caller.events(**query)
@@ -89,19 +96,20 @@ class _Readable(Protocol):
 class FileSource:
     """A log, an export or an archive in a SQLite file, read without a server."""
 
-    def __init__(self, log: _Readable, prefix: str = "dspex") -> None:
+    def __init__(self, log: _Readable, prefix: str = "dspex", vault: Vault | None = None) -> None:
         self.log, self.subjects = log, Subjects(prefix, tenants=True)
+        self.vault = vault or vault_of_file(None)
 
     @classmethod
-    async def open(cls, path: Path | str, prefix: str = "dspex") -> FileSource:
-        """Open a file for reading only. Raises LogError when it is no log of ours."""
+    async def open(cls, path: Path | str, prefix: str = "dspex", master: str = "") -> FileSource:
+        """Open a file for reading only; `master` refers to the master key. Raises LogError when it is none of ours."""
         from dspex.store import Archive, SqliteLog
         from dspex.store.archive import is_archive
 
-        subjects = Subjects(prefix, tenants=True)
+        vault, subjects = vault_of_file(Path(path), master), Subjects(prefix, tenants=True)
         if is_archive(Path(path)):
-            return cls(await Archive.open(path, subjects=subjects, readonly=True), prefix)
-        return cls(await SqliteLog.open(path, subjects=subjects, readonly=True), prefix)
+            return cls(await Archive.open(path, subjects=subjects, readonly=True), prefix, vault)
+        return cls(await SqliteLog.open(path, subjects=subjects, readonly=True), prefix, vault)
 
     async def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         async for page in self.pages(**query):
@@ -134,13 +142,15 @@ class FileSource:
 
     async def close(self) -> None:
         await self.log.close()
+        await close_vault(self.vault)
 
     async def _of_task(self, task: str) -> list[Entry]:
         found = await self.log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         door = self.subjects.door_of(found.subject) if found else None
         if found is None or door is None or door[0] != "task":
             raise NotFound(f"the log has no task {task[:40]}")
-        story = [found, *await self.log.read(aggregate("task", door[1], task))]
+        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
+        story = [found, *about[0], *about[1]]
         for kind in ("outcome", "signal"):
             for subject in self.subjects.filters(kind, door[1]):
                 holding = await self.log.holding(subject, task)
@@ -190,7 +200,7 @@ def _names(body: bytes, task: str) -> bool:
 @dataclass(frozen=True)
 class Story:
     """What the log has of one task: its own events, all that are about it, where its program was, and values by the
-    hash of their assignment."""
+    hash of their assignment. `missing` says why what it holds cannot be brought back; "" when it is all there."""
 
     task: str
     program: str
@@ -198,6 +208,7 @@ class Story:
     events: list[Event]
     app: str
     known: dict[str, dict[str, Any]]
+    missing: str = ""
 
     @property
     def shown(self) -> list[dict[str, Any]]:
@@ -248,7 +259,7 @@ async def story_of(source: Source, task: str) -> Story:
     if not isinstance(submitted, TaskSubmitted):
         raise NotFound(f"the log has no task {task}")
     app, known = await _about(source, submitted.program)
-    return _story(task, submitted.program, every, app, known)
+    return await brought_back(_story(task, submitted.program, every, app, known), source.vault)
 
 
 async def stories(source: Source, program: str) -> list[Story]:
@@ -260,8 +271,10 @@ async def stories(source: Source, program: str) -> list[Story]:
             if kind == "task":
                 by_task.setdefault(task, []).append(event)
     app, known = await _about(source, program)
+    by_task = {task: with_submission(task, every) for task, every in by_task.items()}
     whole = {task: every for task, every in by_task.items() if isinstance(every[0].data, TaskSubmitted)}
-    return [_story(task, program, every, app, known) for task, every in whole.items()]
+    found = [_story(task, program, every, app, known) for task, every in whole.items()]
+    return [await brought_back(story, source.vault) for story in found]
 
 
 async def _about(source: Source, program: str) -> tuple[str, dict[str, dict[str, Any]]]:

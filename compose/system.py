@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import signal
 import threading
@@ -35,14 +36,14 @@ class System:
     `agents` is how many processes serve the program, `data` the folder of the log, `nats` the URL of a server to use
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
     of ours), `log` "jetstream", "sqlite" or what a distribution adds; `archive` False keeps no archive beside the log
-    in JetStream. Keyword arguments in `values` set variables. Raises
-    ConfigurationError when it cannot be started.
+    in JetStream; `master` refers to the master key of private values (`env:NAME`). Keyword arguments in `values` set
+    variables. Raises ConfigurationError when it cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
-        archive: bool = True, log: str = "jetstream", values: dict[str, Any] | None = None,
+        archive: bool = True, log: str = "jetstream", master: str = "", values: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
         if agents < 1:
@@ -50,7 +51,7 @@ class System:
         self.program = program
         self._spec = SystemSpec(
             [Plan(agents=agents, program=program, values=values or {})], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log,
+            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log, master=master,
         )  # fmt: skip
         self.url = ""
         self._pid = 0
@@ -131,6 +132,13 @@ class System:
 
     async def ascore(self, task: str, score: float, feedback: str = "") -> None:
         await self._doors.score(self.program.name, task, score, feedback)
+
+    def forget(self, task: str, reason: str = "", *, force: bool = False) -> dict[str, Any]:
+        """Have the private values and large objects of a task forgotten, for good. Raises Conflict, NotFound."""
+        return self._run(self.aforget(task, reason, force=force))
+
+    async def aforget(self, task: str, reason: str = "", *, force: bool = False) -> dict[str, Any]:
+        return await self._doors.forget(task, reason, actor=getpass.getuser(), force=force)
 
     def events(self, task: str) -> list[dict[str, Any]]:
         """A task's events, oldest first, as CloudEvents."""

@@ -127,13 +127,18 @@ async def _of_server(
 
 async def _beside(client: Client, subjects: Subjects, file: Path, against_log: bool, repair: bool) -> Found:
     from dspex.agents.registered import log_of
+    from dspex.agents.vault import Vault
+    from dspex.agents.veiled import VeiledLog
+    from dspex.bus.objects import NatsKeys, NatsObjects
     from dspex.bus.streams import restored_to
     from dspex.store.jetstream import JetStreamLog
     from dspex.store.mend import examine
 
     log = await log_of(client, subjects)
     restored = await restored_to(client, subjects) if isinstance(log, JetStreamLog) else 0
-    report, mended = await examine(file, log, mend=repair, against_log=against_log, restored=restored)
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    veiled = VeiledLog(log, subjects, vault)
+    report, mended = await examine(file, veiled, mend=repair, against_log=against_log, restored=restored)
     return report, mended.fetched, mended.lost
 
 

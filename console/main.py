@@ -37,6 +37,7 @@ COMMANDS = {
     "export": ("export", "export"),
     "verify": ("archive", "verify"),
     "restore": ("archive", "restore"),
+    "forget": ("forget", "forget"),
     "views": ("views", "views"),
     "vars": ("variables", "variables"),
     "secure": ("secure", "secure"),

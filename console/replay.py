@@ -86,7 +86,7 @@ def replay(
         _show_state(options, story, _cut(story, to, at))
         return 0
     found = code_of(options, story.program, story.app, app, f"dspex replay {task}")
-    if breaks or pdb:
+    if (breaks or pdb) and not story.missing:
         return _debug(options, story, found, values, breaks, pdb=pdb)
     report = judge(story, found, values).report
     if options.json:
@@ -116,8 +116,8 @@ def judge(
     from dspex.compose.story import instance_of
     from dspex.core.replay import Report, Rerun, rerun
 
-    if isinstance(program, str):
-        return Rerun(Report(story.task, None, 0, 0, why=program))
+    if story.missing or isinstance(program, str):
+        return Rerun(Report(story.task, None, 0, 0, why=story.missing or str(program)))
     instance = instance_of(program, story, values)
     if instance is None:
         ran = story.state.assignment[:8]
@@ -215,6 +215,8 @@ def show_state(state: TaskState, story: Story) -> None:
         ("version", f"{state.head.version} of {story.versions}"),
         ("state", f"{state.status}, {tries}"),
     ]
+    if state.forked:
+        fields.append(("fork of", f"task {state.forked.parent}, up to its event {state.forked.at}"))
     if about["input"] is not None:
         fields.append(("input", compact(about["input"])))
     if state.output is not None:

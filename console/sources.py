@@ -38,11 +38,11 @@ async def opened(options: Options, log: str | None) -> AsyncIterator[Source]:
 
     if log is None:
         async with options.connect() as caller:
-            yield BusSource(caller)
+            yield BusSource(caller, options.settings().privacy.key)
         return
     if not Path(log).is_file():  # noqa: ASYNC240  (one look, before anything runs)
         raise click.UsageError(f"there is no file {log}")
-    source = await FileSource.open(log, options.settings().prefix)
+    source = await FileSource.open(log, options.settings().prefix, options.settings().privacy.key)
     try:
         yield source
     finally:

@@ -70,7 +70,7 @@ def up(
     spec = SystemSpec(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
-        retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK,
+        retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()

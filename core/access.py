@@ -86,6 +86,7 @@ _AGENT, _CONSOLE = (Role.AGENT,), (Role.CONSOLE,)
 
 RULES: tuple[Rule, ...] = (
     Rule("{p}.ask.{program}", "agent", "run a task and wait for it", all=_CLIENTS, long=True),
+    Rule("{p}.submit.{program}", "agent", "submit a task that an agent checks first", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.result.{program}", "agent", "the result of a task of one's own", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.variables.{program}.get", "agent", "the values in force", all=_CLIENTS),
     Rule("{p}.variables.{program}.propose", "agent", "propose values", all=_CONSOLE),
@@ -112,6 +113,8 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.ACK.{timer}.wake-{program}.>", "log", "acknowledge wakes", own=_AGENT, replies="none"),
     Rule("$JS.API.STREAM.MSG.GET.{log}", "log", "read an entry of the log", all=_AGENT),
     Rule("$JS.API.DIRECT.GET.{log}", "log", "read commits of the log", all=_AGENT, replies="many"),
+    Rule("{p}.registry.guard.{program}", "log", "which of its fields are private", all=(*_CLIENTS, Role.AGENT)),
+    Rule("{p}.privacy.*", "log", "have a task forgotten", all=_CONSOLE, long=True),
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
     Rule("{p}.archive.*", "log", "search and verify the archive", all=_CONSOLE, long=True),
     Rule("$SRV.>", "log", "what runs", all=_CONSOLE, replies="many"),
@@ -131,17 +134,18 @@ SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.wake.*", "{p}.archive.*", "{p}.lease.registrar",
-            *_ANSWERS,
+            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
+            "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),
     ),
     Role.ARCHIVIST: System(
         publish=(
-            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.{log}", "$JS.API.STREAM.PURGE.{log}", "$JS.API.CONSUMER.INFO.*.*",
-            "{p}.event.agent.archivist.*", "{p}.wake.*", "{p}.lease.archivist", *_ANSWERS,
+            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.*", "$JS.API.STREAM.PURGE.{log}", "$O.>", "{p}.key.*",
+            "$JS.API.CONSUMER.INFO.*.*",
+            "{p}.event.agent.archivist.*", "{p}.event.privacy.*.*", "{p}.wake.*", "{p}.lease.archivist", *_ANSWERS,
         ),
-        subscribe=("{p}.archive.*", "$SRV.>", "_INBOX.>"),
+        subscribe=("{p}.archive.*", "{p}.privacy.*", "$SRV.>", "_INBOX.>"),
     ),
     Role.OPERATOR: System(publish=(">",), subscribe=(">",)),
 }

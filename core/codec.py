@@ -13,24 +13,26 @@ from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar, Union
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from dspex.core.errors import LogCorrupt
 from dspex.core.events import (
     PAYLOADS,
     Event,
+    Held,
     OutcomeReported,
     Payload,
     SignalSent,
     TaskSubmitted,
     UnknownEvent,
 )
+from dspex.core.headers import SEALED
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
 
 __all__ = [
     "NOT_JSON", "UPCASTERS", "Page", "decode_commit", "decode_page", "encode_commit", "encode_event", "events_of",
-    "rfc3339",
+    "rfc3339", "sealed_body", "sealed_in",
 ]  # fmt: skip
 
 E = TypeVar("E")
@@ -256,12 +258,15 @@ def events_of(entry: Entry, subjects: Subjects) -> list[Event]:
     body = _json_or_null(entry.body)
     headers = _ours(entry.headers) if entry.headers else {}
     data: Payload
+    held: Held | UnsetType = UNSET
+    if SEALED in headers and kind != "outcome":
+        body, held = _sealed(entry.body, headers[SEALED])
     if kind == "task":
-        data = TaskSubmitted(program=program, input=body, headers=headers)
+        data = TaskSubmitted(program=program, input=body, headers=headers, held=held)
     elif kind == "outcome":
         data = OutcomeReported(program=program, outcome=body)
     else:
-        data = SignalSent(program=program, signal=body)
+        data = SignalSent(program=program, signal=body, held=held)
     position = str(entry.position)
     return [
         Event(
@@ -278,6 +283,33 @@ def _ours(headers: Mapping[str, str]) -> dict[str, str]:
     named = ((name.lower(), value) for name, value in headers.items())
     ours = ((name, value) for name, value in named if name.startswith(("dspex-", "trace")))
     return {name.title() if name.startswith("dspex-") else name: value for name, value in ours}
+
+
+class _SealedBody(Struct):
+    """A door message's body that is sealed with the key that its header `Dspex-Sealed` names."""
+
+    open: Raw
+    sealed: str
+
+
+def sealed_body(value: Raw, sealed: str) -> bytes:
+    """The body of a door message that is sealed: what is open of it, and the rest."""
+    return _encode(_SealedBody(value, sealed))
+
+
+def sealed_in(body: bytes) -> str:
+    """The sealed part of a door message's body, in base64; "" when the body is not of that form."""
+    return _sealed(body, "")[1].sealed
+
+
+def _sealed(body: bytes, key: str) -> tuple[Raw, Held]:
+    """What is open of a sealed body, and the rest. One that is none, whatever its header says, shows as null and opens
+    with no key."""
+    try:
+        found = msgspec.json.decode(body, type=_SealedBody)
+        return _json_or_null(bytes(found.open)), Held(key=key, sealed=found.sealed)
+    except NOT_JSON:
+        return Raw(b"null"), Held(key=key)
 
 
 def _json_or_null(body: bytes) -> Raw:

@@ -94,7 +94,7 @@ class Call(msgspec.Struct, frozen=True):
     """One request for an effect. `act` performs it; `adapter` gives its result a form in JSON and back.
 
     `outside` says that it leaves the process, so that everything it depends on must be on disk before; `read_only` that
-    it changes nothing there, so that it may be done again and need not wait.
+    it changes nothing there, so that it may be done again and need not wait; `private` that its record is sealed.
     """
 
     key: str
@@ -105,6 +105,7 @@ class Call(msgspec.Struct, frozen=True):
     outside: bool = True
     read_only: bool = False
     request: bytes = b"null"
+    private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
@@ -241,10 +242,11 @@ class Effect(Generic[P, R]):
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (),
+        hidden: Sequence[str] = (), private: bool = False,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
         self._hidden = places_of(function, hidden)
+        self.private = private
         self._function = function
         self.name = name or function.__name__
         self.read_only = read_only
@@ -269,7 +271,7 @@ class Effect(Generic[P, R]):
         call = Call(
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
-            adapter=self.adapter, read_only=self.read_only, arguments=(args, kwargs),
+            adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -278,11 +280,11 @@ class Effect(Generic[P, R]):
 def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
-    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = ()
+    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
-    hidden: Sequence[str] = (),
+    hidden: Sequence[str] = (), private: bool = False,
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
@@ -292,11 +294,12 @@ def effect(
     has what came before, and the last few of them may be performed again when the process dies.
 
     The arguments of a call are recorded with its result, up to 16 KiB; `hidden` names parameters whose values are not.
-    Raises DefinitionError for one that the function has not.
+    `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
+    sealed. Raises DefinitionError for a hidden parameter that the function has not.
     """
     if function is None:
-        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden)
-    return Effect(function, name, read_only=read_only, hidden=hidden)
+        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden, private=private)
+    return Effect(function, name, read_only=read_only, hidden=hidden, private=private)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:

@@ -12,6 +12,7 @@ DspexError
     ├── NotFound           404
     ├── DeadlineExceeded   408
     ├── Conflict           409
+    ├── Forgotten          410, its values were forgotten on purpose
     ├── LimitExceeded      429
     ├── ProgramFailed      500
     │   └── EffectFailed   an effect raised, or gave what cannot be recorded
@@ -28,6 +29,7 @@ __all__ = [
     "DefinitionError",
     "DspexError",
     "EffectFailed",
+    "Forgotten",
     "InvalidAssignment",
     "InvalidInput",
     "LimitExceeded",
@@ -126,6 +128,12 @@ class Conflict(TaskError):
     code = 409
 
 
+class Forgotten(TaskError):
+    """What the task holds was forgotten on purpose, and nobody can give it back (410)."""
+
+    code = 410
+
+
 class LimitExceeded(TaskError):
     """A bound, a rate or a budget is used up (429)."""
 
@@ -159,6 +167,7 @@ _BY_CODE: dict[int, type[TaskError]] = {
         NotFound,
         DeadlineExceeded,
         Conflict,
+        Forgotten,
         LimitExceeded,
         ProgramFailed,
         Unavailable,

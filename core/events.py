@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from msgspec import Raw, Struct, field
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded", "Event", "Head",
-    "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled",
-    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskForked", "TaskRetried",
-    "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
+    "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
+    "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -31,12 +31,25 @@ class Payload(Struct, frozen=True, kw_only=True, gc=False):
     schema: ClassVar[int] = 1
 
 
+class Held(Struct, frozen=True, omit_defaults=True):
+    """Where a value is that is not in its event as it stands: `sealed` with the key of this name (base64 of nonce and
+    ciphertext), or in the object store as the `blob` of this SHA-256 and `size` in bytes, or both: then the blob is
+    what is sealed. It stands beside the value and never in its place, so no value can be taken for one."""
+
+    key: str = ""
+    sealed: str = ""
+    blob: str = ""
+    size: int = 0
+
+
 class TaskSubmitted(Payload, frozen=True, kw_only=True):
-    """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON."""
+    """A task came in through its door. `input` is the body as it came (JSON), or null when it is not JSON; of a sealed
+    one it is what is open."""
 
     program: str
     input: Raw
     headers: dict[str, str] = field(default_factory=dict)
+    held: Held | UnsetType = UNSET
 
 
 class OutcomeReported(Payload, frozen=True, kw_only=True):
@@ -51,6 +64,17 @@ class SignalSent(Payload, frozen=True, kw_only=True):
 
     program: str
     signal: Raw
+    held: Held | UnsetType = UNSET
+
+
+class InputSealed(Payload, frozen=True, kw_only=True):
+    """A private input that came in the open, kept here sealed: its message is erased when the task has ended. `input`
+    is what is open of it, `headers` and `stored` (seconds since the epoch) are those of the message."""
+
+    input: Raw
+    held: Held
+    stored: float
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
@@ -90,6 +114,7 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     error: str = ""
     arguments: list[str | int | float | bool | None] = field(default_factory=list)
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskSleeping(Payload, frozen=True, kw_only=True):
@@ -109,6 +134,7 @@ class TaskRetried(Payload, frozen=True, kw_only=True):
     message: str
     until: float
     clean: bool = False
+    held: Held | UnsetType = UNSET
 
 
 class SignalReceived(Payload, frozen=True, kw_only=True):
@@ -117,6 +143,7 @@ class SignalReceived(Payload, frozen=True, kw_only=True):
     name: str
     position: int
     value: Raw
+    held: Held | UnsetType = UNSET
 
 
 class TaskCompleted(Payload, frozen=True, kw_only=True):
@@ -124,6 +151,7 @@ class TaskCompleted(Payload, frozen=True, kw_only=True):
 
     output: Raw
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskFailed(Payload, frozen=True, kw_only=True):
@@ -135,6 +163,7 @@ class TaskFailed(Payload, frozen=True, kw_only=True):
     message: str
     detail: str = ""
     seconds: float = 0.0
+    held: Held | UnsetType = UNSET
 
 
 class TaskDuplicate(Payload, frozen=True, kw_only=True):
@@ -149,6 +178,14 @@ class TaskDeadLettered(Payload, frozen=True, kw_only=True):
 
     attempts: int
     reason: str
+
+
+class TaskForgotten(Payload, frozen=True, kw_only=True):
+    """Somebody had what a task holds forgotten: its keys are destroyed, and the objects that only it names."""
+
+    task: str
+    actor: str
+    reason: str = ""
 
 
 class TaskCancelled(Payload, frozen=True, kw_only=True):
@@ -222,7 +259,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, EffectRecorded,
         TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
-        ProgramRegistered, AssignmentProposed, AgentStarted, AgentStopped, AgentCrashed,
+        ProgramRegistered, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PydanticUserError, ValidationError
+
+from dspex.core.sealing import guard_of
 
 MAX_FIELDS = 3
 MAX_ECHO = 80
@@ -56,6 +58,7 @@ def explain(error: ValidationError, model: type[BaseModel], *, texts: bool = Tru
     At most 80 characters of a value are shown, of a secret none, and with `texts=False` no text either.
     """
     problems = error.errors(include_url=False)
+    private = _private(model)
     # A union reports one problem per branch, so a refused secret may also stand in a neighbour's problem.
     hidden = [problem["input"] for problem in problems if problem["type"] == "secret"]
 
@@ -63,7 +66,7 @@ def explain(error: ValidationError, model: type[BaseModel], *, texts: bool = Tru
         # By equality, because every problem carries a copy of its own.
         return "a hidden value" if any(value == secret for secret in hidden) else shown(value, texts=texts)
 
-    sentences = [_sentence(dict(problem), model, came) for problem in problems[:MAX_FIELDS]]
+    sentences = [_sentence(dict(problem), model, came, private) for problem in problems[:MAX_FIELDS]]
     if len(problems) > MAX_FIELDS:
         sentences.append(f"and {len(problems) - MAX_FIELDS} more")
     return "; ".join(sentences)
@@ -95,8 +98,22 @@ def cut(text: str, limit: int = MAX_ECHO) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _sentence(problem: dict[str, Any], model: type[BaseModel], came: Came) -> str:
+def _private(model: type[BaseModel]) -> frozenset[str]:
+    """The private fields of a model. One that has no JSON Schema (yet) has none that anybody could store."""
+    try:
+        return guard_of(model.model_json_schema(), {}).input
+    except (PydanticUserError, AttributeError, KeyError):
+        return frozenset()
+
+
+def _sentence(problem: dict[str, Any], model: type[BaseModel], came: Came, private: frozenset[str]) -> str:
     location: Sequence[str | int] = problem["loc"]
+    if private and not location and problem["type"] != "model_type":
+        return "the fields do not fit together; some are private, so no more is said"
+    if location and location[0] in private and problem["type"] != "missing":
+        # Nothing of the value, and no keys inside of it either. What is due is the type's own.
+        due = _DUE.get(problem["type"]) if len(location) == 1 else None
+        return f"{location[0]}: {due or 'another value'} is due; what came is private and not shown"
     # A branch of a union that is a function has a name like `function-plain[check()]`, which says nothing.
     place = cut(".".join(str(part) for part in location if "(" not in str(part)))
     phrase = _phrase(problem, model, came)

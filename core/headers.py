@@ -10,8 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "TASK", "TIME", "WAIT", "deadline_of", "fork_of", "key_of",
-    "reply_of", "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "SEALED", "TASK", "TIME", "WAIT", "deadline_of", "fork_of",
+    "key_of", "reply_of", "sealed", "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -30,6 +30,8 @@ WAIT = "Dspex-Wait"
 REPLY = "Dspex-Reply"
 """Where the answer of an ask goes; an agent adds it when it stores the submission."""
 
+SEALED = "Dspex-Sealed"
+"""The name of the key that a stored body is sealed with; such a body is `{"open": {…}, "sealed": "…"}`."""
 TIME = "Dspex-Time"
 """On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
 KNOWN = "Dspex-Known"
@@ -45,6 +47,13 @@ MAX_KEY = 256
 DEFAULT_WAIT = 25.0
 MAX_REPLY = 2000
 _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
+
+
+def sealed(headers: Mapping[str, str]) -> str | None:
+    """The name of the key that a stored body is sealed with, however the header is written; None when it is open."""
+    if not headers:
+        return None
+    return next((value for name, value in headers.items() if name.lower() == "dspex-sealed"), None)
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

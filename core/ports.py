@@ -13,8 +13,25 @@ from msgspec import Struct
 from dspex.core.events import Event, Head
 
 __all__ = [
-    "Appended", "Backend", "Conflict", "Connection", "Entry", "Log", "Message", "Stored", "Subscription", "Taken",
+    "MAX_OBJECT",
+    "Appended",
+    "Backend",
+    "Conflict",
+    "Connection",
+    "Entry",
+    "Kept",
+    "KeyChange",
+    "Keys",
+    "Log",
+    "Message",
+    "Objects",
+    "Stored",
+    "Subscription",
+    "Taken",
 ]  # fmt: skip
+
+MAX_OBJECT = 64 << 20
+"""The most bytes that an object beside the log may have."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, gc=False):
@@ -101,6 +118,60 @@ class Log(Protocol):
         """Give back what the log holds open. Closing twice is fine."""
 
 
+class Kept(Struct, frozen=True):
+    """An object that is there: its name, its size in bytes, and when it was last put, in seconds since the epoch."""
+
+    name: str
+    size: int
+    time: float
+
+
+class Objects(Protocol):
+    """Values beside the log that are too large for it. An object's name is the SHA-256 of what it holds, in hex, so it
+    never changes. Every method raises LogError when the store cannot answer."""
+
+    async def put(self, data: bytes) -> str:
+        """Keep a value and return its name. Putting it again is fine, and makes it young again. At most 64 MiB."""
+
+    async def get(self, name: str) -> bytes | None:
+        """The value of this name; None when it is not here. Raises LogCorrupt when it is not what was put."""
+
+    async def delete(self, name: str, *, before: float | None = None) -> bool:
+        """Remove an object, unless it was put again after the time `before`; whether it went. Its bytes are
+        overwritten as far as the store can."""
+
+    async def list(self) -> list[Kept]:
+        """What is there now."""
+
+    async def tidy(self, before: float) -> int:
+        """Remove what puts that were cut off before that time have left; how many."""
+
+
+class KeyChange(Struct, frozen=True):
+    """A key that was made, or forgotten (`key` is None). Numbers grow; a name's newest change counts."""
+
+    number: int
+    name: str
+    key: bytes | None
+
+
+class Keys(Protocol):
+    """The keys that private values are sealed with, beside the log and never in it. A name is one subject token. A key
+    that was forgotten is gone for good: its name never gets another. Raises LogError when the store cannot answer."""
+
+    async def create(self, name: str, key: bytes | None = None) -> bytes:
+        """The key of this name, made now (of 32 random bytes, or this one) unless it is there. Raises Forgotten."""
+
+    async def get(self, name: str) -> bytes:
+        """The key of this name; never stale. Raises NotFound when it is not here, Forgotten when it was forgotten."""
+
+    async def forget(self, name: str) -> bool:
+        """Destroy a key: its bytes are overwritten as far as the store can. Whether there was one. Doing it again, also
+        after it was cut off, is fine."""
+
+    async def changes(self, after: int, limit: int = 1000) -> list[KeyChange]:
+        """Up to `limit` changes with numbers above `after`, in order; one that a later change replaced may be left
+        out."""
 class Backend(Log, Protocol):
     """A log that a log process can own and serve to a whole system: it also takes rows as they came from the bus."""
 

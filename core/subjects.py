@@ -110,7 +110,7 @@ class Subjects:
         return f"{self.prefix}.event.{aggregate}"
 
     def door(self, door: str, program: str) -> str:
-        """`ask`, `task`, `result`, `outcome` or `signal` of a program."""
+        """`ask`, `submit`, `task`, `result`, `outcome` or `signal` of a program."""
         return f"{self.prefix}.{door}.{program}"
 
     def doors(self, program: str) -> tuple[str, ...]:
@@ -136,6 +136,24 @@ class Subjects:
     def archive(self, verb: str) -> str:
         """What the archivist is asked to do with its archive."""
         return f"{self.prefix}.archive.{verb}"
+
+    @property
+    def bucket(self) -> str:
+        """The NATS object store of large values."""
+        return self.prefix
+
+    @property
+    def key_stream(self) -> str:
+        """The stream of the keys that private values are sealed with; never archived."""
+        return f"{self.stream}_KEYS"
+
+    def key(self, name: str) -> str:
+        """Where a key stands."""
+        return f"{self.prefix}.key.{name}"
+
+    def privacy(self, verb: str) -> str:
+        """What is asked about private values: `forget`."""
+        return f"{self.prefix}.privacy.{verb}"
 
     def registry(self, verb: str) -> str:
         """How agents make their program known to the registrar."""

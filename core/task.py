@@ -12,6 +12,7 @@ from dspex.core.events import (
     EffectRecorded,
     Event,
     Head,
+    InputSealed,
     TaskCancelled,
     TaskClaimed,
     TaskCompleted,
@@ -69,6 +70,8 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, head=head)
         case TaskSubmitted(input=input, headers=headers):
             return replace(state, head=head, input=input, code_version=headers.get(CODE, ""))
+        case InputSealed(input=input):
+            return replace(state, head=head, input=input)
         case TaskForked():
             return replace(state, head=head, forked=event.data)
         case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):

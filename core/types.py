@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from dspex.core.sealing import PRIVATE, SECRET_PATTERN
 from dspex.core.tensor import Shape, Tensor, plain
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Embedding",
     "Label",
     "ModelResponse",
+    "Private",
     "Probability",
     "ReasoningChain",
     "Score",
@@ -57,6 +59,18 @@ LABEL_TOLERANCE = 1e-6
 ATTENTION_TOLERANCE = 1e-3
 
 T = TypeVar("T")
+
+
+class _PrivateMark:
+    """Says so in the field's JSON Schema, which is where everybody looks."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), PRIVATE: True}
+
+
+Private = Annotated[T, _PrivateMark()]
+"""A field whose value is never stored in the open: `ssn: Private[str]`. It is sealed with a key of its task's own, and
+is gone everywhere when that key is forgotten."""
 
 
 @cache
@@ -298,7 +312,7 @@ class Secret(str):
     ) -> JsonSchemaValue:
         return {
             "type": "string",
-            "pattern": "^(env|file):.+$",
+            "pattern": SECRET_PATTERN,
             "description": "A reference, never the value.",
         }
 

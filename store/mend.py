@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from dspex.core.errors import LogCorrupt, LogError
+from dspex.core.headers import sealed
 from dspex.core.ports import Entry, Log
 from dspex.core.subjects import STORED_DOORS
 from dspex.store.archive import INSERT, Archive, hold, start_file
@@ -78,7 +79,8 @@ async def compare(file: Path, log: Log, report: Report, *, restored: int = 0) ->
                 if mine is None:
                     report.add(position, f"position {position} is in the log and not in the archive")
                 elif other is None:
-                    if not may_be_forgotten(mine, reached):
+                    # What is sealed here came to the log in the open, where it is erased when its task has ended.
+                    if not (may_be_forgotten(mine, reached) or sealed(mine.headers)):
                         lost.add(position)
                 elif not _alike(mine, other, timed=position > restored):
                     report.add(position, f"position {position} is another in the log than in the archive")

@@ -18,13 +18,13 @@ _HOME = {
     "dspex.core.variables": ("computed", "constraint", "variable"),
     "dspex.core.space": ("Assignment", "Space"),
     "dspex.core.types": (
-        "AttentionWeights", "Confidence", "Embedding", "Label", "ModelResponse", "Probability", "ReasoningChain",
-        "Score", "Secret", "Tensor", "TokenList",
+        "AttentionWeights", "Confidence", "Embedding", "Label", "ModelResponse", "Private", "Probability",
+        "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
         "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError", "NotFound",
-        "ProgramFailed", "TaskError", "Unavailable",
+        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
+        "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dspex.core.errors import DefinitionError as DefinitionError
     from dspex.core.errors import DspexError as DspexError
     from dspex.core.errors import EffectFailed as EffectFailed
+    from dspex.core.errors import Forgotten as Forgotten
     from dspex.core.errors import InvalidAssignment as InvalidAssignment
     from dspex.core.errors import InvalidInput as InvalidInput
     from dspex.core.errors import LimitExceeded as LimitExceeded
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from dspex.core.types import Embedding as Embedding
     from dspex.core.types import Label as Label
     from dspex.core.types import ModelResponse as ModelResponse
+    from dspex.core.types import Private as Private
     from dspex.core.types import Probability as Probability
     from dspex.core.types import ReasoningChain as ReasoningChain
     from dspex.core.types import Score as Score

@@ -8,12 +8,15 @@ from typing import Any
 
 from dspex import Program
 from dspex.agents.registered import Registered
+from dspex.agents.vault import Vault
 from dspex.agents.worker import Worker
 from dspex.bus.pull import Delivery
 from dspex.bus.wire import Message
 from dspex.core.events import Event, Head
 from dspex.core.ports import Appended, Conflict, Entry
+from dspex.core.sealing import Guard
 from dspex.core.subjects import Subjects
+from dspex.store.aside import MemoryKeys, MemoryObjects
 from dspex.store.memory import MemoryLog
 
 
@@ -58,6 +61,11 @@ class Client:
     async def request(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> Message:
         self.requests.append((subject, headers or {}))
         return Message(b"", b"", b'{"stream": "S", "seq": 1}', None)
+
+
+def nothing_private() -> tuple[Vault, Guard]:
+    """For programs without secrets."""
+    return Vault(MemoryKeys(), MemoryObjects()), Guard()
 
 
 class Slots:

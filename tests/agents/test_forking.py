@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.agents.delivering import nothing_private
 
 from dspex import InvalidInput, NotFound, Program, Schema, effect, idempotency_key
 from dspex.agents import forking
@@ -82,7 +83,8 @@ class Log(MemoryLog):
 def run_of(log: MemoryLog, task: int) -> Run:
     """An attempt on a task, with nothing but a log."""
     delivery = cast(Delivery, type("Given", (), {"position": task})())
-    seat = Seat("a", "x", "c", "/agents/a", log, cast(Any, None), cast(Any, None), 1 << 20, asyncio.get_running_loop())
+    none, loop = cast(Any, None), asyncio.get_running_loop()
+    seat = Seat("a", "x", "c", "/agents/a", log, none, none, 1 << 20, loop, *nothing_private())
     return Run(seat, delivery, cast(Any, None), "plans", 0.0, 1e9)
 
 
@@ -144,7 +146,7 @@ def test_a_fork_with_nothing_changed_ends_like_its_parent(plan: list[int], data:
 
 
 async def test_a_copy_is_gone_on_with_wherever_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "MAX_COMMIT", 1600)  # three of them each, so there are three commits behind the first
+    monkeypatch.setattr(forking, "MAX_COMMIT", 2100)  # three of them each, so there are three commits behind the first
     for appends in range(5):
         log = Log(subjects=SUBJECTS)
         parent = await submit(log)

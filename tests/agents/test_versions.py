@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from msgspec import Raw
+from tests.agents.delivering import nothing_private
 
 from dspex import Program, Schema
 from dspex.agents.run import Run
@@ -75,13 +76,16 @@ class Desk:
 
     def __init__(self) -> None:
         self.log, self.words, self.ended = MemoryLog(SUBJECTS), Words(), list[Payload]()
-        waiting = Waiting(cast(Any, self.words), self.log, SUBJECTS, "drains", "/agents/a")
-        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, self.settle)
+        waiting = Waiting(cast(Any, self.words), self.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
+        self.versions = Versions(Drains(), OURS, cast(Any, self.words), self.log, waiting, self)
         self.task = 0
 
     async def settle(self, run: Run, payload: Payload) -> None:
         assert run.claimed, "no attempt of ours begins"
         self.ended.append(payload)
+
+    def acknowledge(self, run: Run) -> None:
+        self.words.acknowledge(run.delivery.message, ACK)
 
     async def hand_back(
         self, *payloads: Payload, ago: float = 0.0, headers: dict[str, str] | None = None, wake: Delivery | None = None
@@ -153,7 +157,7 @@ async def test_a_wake_is_handed_back_as_another_wake(desk: Desk) -> None:
 
 
 async def test_a_wake_for_a_task_that_runs_is_lost_only_when_its_holder_has_a_delivery(desk: Desk) -> None:
-    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a")
+    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
     await desk.hand_back(CLAIM)
     assert await waiting.woken(wake_of(desk.task), OURS) is None
     assert await waiting.woken(wake_of(desk.task, 2), OURS) is not None, "its taker has died"
@@ -220,7 +224,7 @@ async def test_a_signal_that_was_taken_wakes_nobody_again(desk: Desk) -> None:
     await desk.append(inbox, SignalReceived(name="go", position=5, value=Raw(b"1")))
     await desk.hand_back(CLAIM, taken, waits, ago=500.0)
     assert desk.task > 1
-    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a")
+    waiting = Waiting(cast(Any, desk.words), desk.log, SUBJECTS, "drains", "/agents/a", *nothing_private())
     events = [Event("task.drains.1", n, rfc3339(0), "", "", "", it) for n, it in enumerate((CLAIM, taken, waits), 1)]
     assert await waiting.due("1", events) is None
     other = [*events[:1], *events[2:]]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
 from dspex.agents.link import link_pair
@@ -55,14 +56,14 @@ def delivered(body: bytes, times: int = 1) -> Delivery:
 async def test_a_signal_that_cannot_be_filed_is_not_delivered_for_ever(body: bytes) -> None:
     client: Any = Client()
     log: Any = Log()
-    await Waiting(client, log, Subjects(), "p", "/agents/a").receive(delivered(body))
+    await Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private()).receive(delivered(body))
     assert client.said == [ACK]
 
 
 async def test_a_wake_for_no_possible_task_is_none() -> None:
     client: Any = Client()
     log: Any = Log()
-    waiting = Waiting(client, log, Subjects(), "p", "/agents/a")
+    waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
     assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode()), "c") is None
 
 

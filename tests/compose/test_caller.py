@@ -93,6 +93,7 @@ async def test_a_result_is_waited_for_over_the_death_of_the_server(shared: Runni
 
 
 async def test_a_submission_that_the_server_did_not_confirm_says_so(shared: Running, caller: Caller) -> None:
+    await caller.submit("nap", nap(1))  # it knows now that nothing of it is private
     server = shared.server()
     freeze(server)
     try:

@@ -40,8 +40,8 @@ def test_an_account_of_its_own_for_each_program_and_client_and_one_for_the_log()
 
 def test_a_client_may_send_to_doors_and_nowhere_else() -> None:
     sent = {local_subject(rule, SUBJECTS, "qabot") for rule in rules_for(Role.CLIENT)}
-    assert sent == {f"other.{door}.qabot" for door in ("ask", "result", "task", "outcome", "signal")} | {
-        "other.variables.qabot.get"
+    assert sent == {f"other.{door}.qabot" for door in ("ask", "submit", "result", "task", "outcome", "signal")} | {
+        "other.variables.qabot.get", "other.registry.guard.qabot",
     }
     assert rules_for(Role.CLIENT, "log")
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from dspex.core import codec
 from dspex.core.codec import decode_commit, encode_commit, encode_event, events_of, rfc3339
@@ -24,6 +24,8 @@ from dspex.core.events import (
     AssignmentProposed,
     EffectRecorded,
     Event,
+    Held,
+    InputSealed,
     KeyBound,
     OutcomeReported,
     Payload,
@@ -36,6 +38,7 @@ from dspex.core.events import (
     TaskDeadLettered,
     TaskDuplicate,
     TaskFailed,
+    TaskForgotten,
     TaskForked,
     TaskRetried,
     TaskSleeping,
@@ -55,15 +58,17 @@ anything = st.recursive(
 raw = anything.map(lambda value: Raw(msgspec.json.encode(value)))
 table = st.dictionaries(text, anything, max_size=3)
 
+held = st.builds(Held, key=text, sealed=text, blob=text, size=number)
+maybe = st.just(UNSET) | held
 ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     TaskSubmitted: st.builds(TaskSubmitted, program=text, input=raw, headers=st.dictionaries(text, text, max_size=3)),
     OutcomeReported: st.builds(OutcomeReported, program=text, outcome=raw),
     SignalSent: st.builds(SignalSent, program=text, signal=raw),
-    SignalReceived: st.builds(SignalReceived, name=text, position=number, value=raw),
+    SignalReceived: st.builds(SignalReceived, name=text, position=number, value=raw, held=maybe),
     TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text),
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
-        arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3),
+        arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
     ),
     TaskForked: st.builds(
         TaskForked, parent=text, at=number, seed=text, life=number, records=number,
@@ -74,11 +79,13 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
         values=st.dictionaries(text, st.none() | st.booleans() | number | seconds | text, max_size=3),
     ),
     TaskSleeping: st.builds(TaskSleeping, key=text, until=st.none() | seconds, signal=text),
-    TaskRetried: st.builds(TaskRetried, retry=number, type=text, message=text, until=seconds, clean=st.booleans()),
-    TaskCompleted: st.builds(TaskCompleted, output=raw, seconds=seconds),
-    TaskFailed: st.builds(TaskFailed, code=number, type=text, message=text, detail=text, seconds=seconds),
+    TaskRetried: st.builds(TaskRetried, retry=number, type=text, message=text, until=seconds, clean=st.booleans(), held=maybe),
+    TaskCompleted: st.builds(TaskCompleted, output=raw, seconds=seconds, held=maybe),
+    TaskFailed: st.builds(TaskFailed, code=number, type=text, message=text, detail=text, seconds=seconds, held=maybe),
     TaskDuplicate: st.builds(TaskDuplicate, of=text, key=text),
     TaskDeadLettered: st.builds(TaskDeadLettered, attempts=number, reason=text),
+    InputSealed: st.builds(InputSealed, input=raw, held=held, stored=seconds, headers=st.dictionaries(text, text, max_size=2)),
+    TaskForgotten: st.builds(TaskForgotten, task=text, actor=text, reason=text),
     TaskCancelled: st.builds(TaskCancelled, reason=text, by=text),
     KeyBound: st.builds(KeyBound, key=text, task=text),
     ProgramRegistered: st.builds(

@@ -194,7 +194,7 @@ class Calls(Program):
 
     async def predict(self, input: Input) -> Output:
         if input.do == "large":
-            return self.Output(total=len(await large(2 << 20)))
+            return self.Output(total=len(await large(64 << 20)))
         if input.do == "many":
             return self.Output(total=sum(map(len, await asyncio.gather(*(large(900_000) for _ in range(20))))))
         try:

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.plain import Plain, Story
 from tests.e2e.running import Running, until
 
-from dspex import InvalidInput, NotFound, Replay, afork
+from dspex import InvalidInput, NotFound, Replay, adiff, afork
 from dspex.compose.app import load_app
 
 APP = Path(__file__).parent / "forking.py"
@@ -114,9 +114,10 @@ async def test_a_completed_task_goes_on_otherwise(
     assert events[0]["type"] == "TaskForked" and events[0]["data"]["parent"] == str(parent)
     assert story.types(f"task.trip.{made.task}").count("EffectRecorded") == len(trail) + 1
     # It is a task like any other: it runs again on its record, and is compared with its parent.
-    assert (await run("replay", made.task, url=shared.url))["same"] is True
-    seen = await run("diff", parent, made.task, url=shared.url, check=1)
-    left = [(row["left"]["version"], row["same"]) for row in seen["events"] if row["left"]]
+    [program] = load_app(f"{APP}:Trip")
+    report = await (await Replay.aof(made.task, program, url=shared.url)).areport()
+    assert report.same, report
+    left = [(row.left.version, row.same) for row in await adiff(parent, made.task, url=shared.url) if row.left]
     assert all(same for version, same in left if 1 < version <= at and version < 9), "what is shared is the same"
 
 
@@ -259,6 +260,8 @@ async def test_a_person_sees_what_was_forked(shared: Running, plain: Plain, book
     assert first[0] == f"task {task} shares events 1 to 2 (of 9) of task {parent}"
     assert first[1] == f"compare them: dspex diff {parent} {task}"
     assert first[2].startswith("trail  [")
+    state = await asyncio.to_thread(said, "replay", task, "--to", 3)
+    assert f"fork of  task {parent}, up to its event 2" in state
     events = await asyncio.to_thread(said, "events", task)
     assert f"a fork of {parent}@2" in events and f"shares events 1 to 2 of task {parent}: 1 record" in events
     assert f"(from {parent}@2) trip.now#0" in events

@@ -209,6 +209,18 @@ async def test_a_task_that_runs_is_not_disturbed_when_the_log_process_dies(
     assert {place: len(keys) for place, keys in book.done.items()} == dict.fromkeys(book.done, 1)
 
 
+async def test_an_ask_waits_for_the_log_process_to_be_there_again(systems: Callable[..., Running]) -> None:
+    with systems(("Nap", 1), log="sqlite") as system:
+        async with await system.plain() as plain:
+            for n in range(3):
+                os.kill(await asyncio.to_thread(until, lambda: _pid("log process", system)), signal.SIGKILL)
+                await asyncio.sleep(0.05)  # what is under way when it dies may be lost, as with any server
+                answers = await asyncio.gather(*(plain.ask("nap", {"n": n, "seconds": 0}) for _ in range(20)))
+                assert [answer.code for answer in answers] == [None] * 20
+            story = await plain.until_ended("nap")
+            story.check_once("nap", [int(answer.task) for answer in answers])
+
+
 async def test_the_file_is_all_that_is_needed(systems: Callable[..., Running], tmp_path: Path) -> None:
     """Sleepers, waiters and what was not begun go on although the server's folder is gone."""
     book = Book(tmp_path / "book")

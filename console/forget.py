@@ -1,0 +1,37 @@
+"""`dspex forget`: what a task holds is gone, and the log stays whole."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Any
+
+import click
+
+from dspex.console.options import Options, common
+from dspex.console.render import print_json
+
+__all__ = ["forget"]
+
+
+@click.command(short_help="Forget what a task holds, for good.")
+@click.argument("task")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the log keeps it.")
+@click.option("--force", is_flag=True, help="Also one that has not ended: it fails at its next step.")
+@common
+def forget(options: Options, task: str, reason: str, force: bool) -> None:
+    """Destroy the keys of a task's private values, and remove the objects that only it names.
+
+    Its events stay, so the log and the archive still verify; what was sealed in them can never be read again.
+    """
+
+    async def work() -> dict[str, Any]:
+        async with options.connect() as caller:
+            return await caller.forget(task, reason, actor=getpass.getuser(), force=force)
+
+    gone = options.run(work())
+    if options.json:
+        print_json(gone)
+        return
+    objects = f"{gone['objects'] + gone['later']} objects"
+    later = f" ({gone['later']} of them within minutes)" if gone["later"] else ""
+    click.echo(f"task {task} is forgotten: {gone['keys']} keys destroyed, {objects} removed{later}")
