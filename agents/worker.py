@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from msgspec import Raw
-
-from dspex.agents import keys
-from dspex.agents.assignments import Assignments, Instances
+from dspex.agents.assignments import Assignments
+from dspex.agents.attempts import Attempts
 from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
-from dspex.agents.failures import failed, retried
-from dspex.agents.forking import begin_fork
-from dspex.agents.guards import can_erase
-from dspex.agents.recorder import Suspended
+from dspex.agents.failures import failed
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -37,23 +31,15 @@ from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsKeys, NatsObjects
 from dspex.bus.pull import ACK, NAK, Delivery, Puller, Slots
 from dspex.bus.streams import consumer_name
-from dspex.core import headers as h
-from dspex.core.codec import decode_commit, sealed_in
 from dspex.core.errors import (
     ConnectionFailed,
     DeadlineExceeded,
-    InvalidInput,
-    LogCorrupt,
     LogError,
-    NotFound,
-    TaskError,
 )
-from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
-from dspex.core.ports import Appended, Log
+from dspex.core.ports import Log
 from dspex.core.program import Program
-from dspex.core.sealing import INLINE, guard_of, text_of, unseal
+from dspex.core.sealing import INLINE, guard_of
 from dspex.core.subjects import Subjects
-from dspex.core.task import TaskState, fold, may_attempt
 
 __all__ = ["MAX_OUTPUT", "Worker"]
 
@@ -113,15 +99,17 @@ class Worker:
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
-        self._last_try = asyncio.Lock()
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
         # An account of its own has no way to the object store.
         most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
         limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
-        self._runner = Runner(program, limit, self._loop)
         self.assignments = Assignments(program, log, subjects, self.source)
-        self._instances = Instances(program, self.assignments)
-        self._versions = Versions(program, code, client, log, self.waiting, self.endings)
+        self._attempts = Attempts(
+            program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
+            guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
+            assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
+            cancelled=self._cancelled, done=self._free_slot,
+        )  # fmt: skip
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
             self.vault, self.guard, seals=not client.identity.account, lenient=program.on_change == "finish",
@@ -233,7 +221,7 @@ class Worker:
             return
         run.begun = True
         try:
-            await self._attempt(run)
+            await self._attempts.attempt(run)
         except LogError as error:
             logger.warning("task %s: %s It will be delivered again.", run.id, error)
         except Superseded as error:
@@ -243,161 +231,8 @@ class Worker:
         except Exception:
             logger.exception("task %s could not be worked on; it will be delivered again", run.id)
         finally:
-            if run.alone:
-                self._last_try.release()
             if not run.abandoned:
                 self._forget(run)
-
-    async def _attempt(self, run: Run) -> None:
-        message = run.delivery.message
-        headers = message.headers if message.has_headers else None
-        if headers:
-            run.reply, run.values = h.reply_of(headers), headers.get(h.ASSIGNMENT, "")
-        if self.guard.private and not (headers and h.SEALED in headers):
-            run.exposed, run.erase = message.data, can_erase(self.log)
-        if headers and (other := self._versions.other(headers)):
-            await self._versions.hand_back(run, other, headers)
-            return
-        if self._may_be_known(run) and not await self._take_over(run, headers):
-            return
-        started = time.perf_counter()
-        payload: Payload
-        try:
-            if headers:
-                self._check_headers(run, headers)
-            if run.values and run.values != self.assignment:
-                run.instance = await self._instances.get(run.values)
-            body = message.data
-            if headers and h.SEALED in headers:
-                body = await self._unsealed(run, body)
-            input = await self._decoded(run, body) if self.guard.guarded else self._plain(run, body)
-            key = h.key_of(headers) if headers else None
-            if key is not None:
-                tenant = self.subjects.tenant_of(message.subject)
-                owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
-                if owner != run.id:
-                    await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
-                    return
-            if headers and (fork := h.fork_of(headers)):
-                await begin_fork(run, *fork, self.log, self.subjects)
-            if run.history:
-                run.history = await self.vault.bring_back(run.history)
-            output = await self._runner.execute(run, input)
-        except Suspended:
-            if run.suspended and not run.abandoned:
-                await self.endings.put_to_sleep(run)
-            return
-        except TaskError as error:
-            payload = self._retry(run, error) or failed(error, time.perf_counter() - started)
-        else:
-            payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
-        if not run.abandoned:
-            self._free_slot(run)
-            await self.endings.settle(run, payload)
-
-    async def _unsealed(self, run: Run, body: bytes) -> bytes:
-        """The input of a submission that was stored sealed. Raises Forgotten, NotFound, InvalidInput."""
-        key = await self.vault.key_of(run.delivery.message.headers, self.log.epoch, run.id)
-        run.sealing = key
-        try:
-            return unseal(key.key, text_of(sealed_in(body)), f"{self.name}/input")
-        except LogCorrupt as error:
-            raise InvalidInput(f"{h.SEALED} says that the body is sealed, and it is not: {error}") from None
-
-    async def _decoded(self, run: Run, body: bytes) -> Any:
-        """The Input. One that is refused, or that came in the open and does not fit into an event sealed, is kept
-        nowhere when it may hold a secret, or cannot be kept."""
-        try:
-            if run.exposed and 2 * len(body) > self.client.max_payload - ENVELOPE:
-                run.exposed = b""
-                raise InvalidInput(f"the input has {len(body):,} bytes, too many to be sealed in a message")
-            return self._plain(run, body)
-        except InvalidInput:
-            if self.guard.secret and run.sealing:
-                await self.vault.keys.forget(run.sealing.name)
-            elif self.guard.secret:
-                run.exposed, run.erase = b"", can_erase(self.log)
-            raise
-
-    def _plain(self, run: Run, body: bytes) -> Any:
-        return (run.instance or self.program).decode(body)
-
-    def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
-        deadline = h.deadline_of(headers, run.delivery.stored_at)
-        if deadline is not None:
-            left = deadline - time.time()
-            if left <= 0:
-                raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
-            run.expires = min(run.expires, time.monotonic() + left)
-            run.deadline = deadline
-
-    def _may_be_known(self, run: Run) -> bool:
-        """Whether the log may have something of the task already."""
-        delivery = run.delivery
-        return (
-            delivery.delivered > 1 or delivery.position <= self.place.restored or delivery.position in self._cancelled
-            or delivery.stored_at <= run.puller.since
-        )  # fmt: skip
-
-    async def _take_over(self, run: Run, headers: dict[str, str] | None) -> bool:
-        """A task that may have been delivered before: look it up, and claim it if it is still to be done."""
-        entries = await self.log.read(run.aggregate)
-        if not entries and run.delivery.delivered == 1 and run.delivery.position not in self._cancelled:
-            return True  # the first attempt after all
-        run.history = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
-        state = fold(run.history)
-        run.head, run.retries, run.rested = state.head, state.retries, state.rested
-        if any(isinstance(event.data, InputSealed) for event in run.history):
-            run.exposed = b""
-        if state.ended:
-            if self.guard.secret and state.error == InvalidInput.__name__:
-                run.erase = can_erase(self.log)
-            self.endings.acknowledge(run)
-            return False
-        if other := self._versions.other(headers, state):
-            await self._versions.hand_back(run, other, headers)
-            return False
-        last = run.history[-1].data if run.history else None
-        if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
-            await self.endings.rest(run, last.until)
-            return False
-        run.begun_by = state.code_version if state.code_version != self.code else ""
-        run.values = run.values or await self._begun_on(run, state)
-        if not may_attempt(state, self.program.attempts):
-            reason = f"{state.attempts} attempts died or were lost before they came to an end"
-            run.claimed = True  # no other attempt begins
-            await self.endings.settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
-            return False
-        run.attempt = state.attempts + 1 if state.attempts else 2
-        if run.attempt - run.rested >= self.program.attempts:
-            await self._be_alone(run)
-        events = run.events([run.claim()])
-        result = await self.log.append(run.aggregate, events, run.head)
-        run.head, run.claimed = result.head, True
-        return isinstance(result, Appended)
-
-    async def _begun_on(self, run: Run, state: TaskState) -> str:
-        """The values that the attempts before us had, which the task keeps; ours when nobody knows them any more."""
-        if state.assignment in ("", self.assignment):
-            return ""
-        try:
-            return (await self.assignments.find(state.assignment)).hash
-        except (NotFound, InvalidInput) as error:
-            logger.warning("task %s goes on with the values in force: %s", run.id, error)
-            return ""
-
-    async def _be_alone(self, run: Run) -> None:
-        """Last tries go one at a time: a task that ends the process must not use up the last try of its neighbours."""
-        run.expires = math.inf
-        await self._last_try.acquire()
-        run.alone = True
-        run.started = time.monotonic()
-        run.expires = run.started + self.program.timeout
-
-    def _retry(self, run: Run, error: TaskError) -> Payload | None:
-        if not run.raised:
-            return None
-        return retried(self.program.retry, error, retries=run.retries, task=run.id, deadline=run.deadline)
 
     def _free_slot(self, run: Run) -> None:
         """The program is done with it, only its commit is under way: make room for the next, within a bound."""
@@ -437,7 +272,7 @@ class Worker:
         run = self.running.get(position)
         if run and state.ended and not (run.abandoned or run.settling or run.suspended):
             self._abandon(run)
-            self.client.acknowledge(run.delivery.message, ACK)
+            self.endings.acknowledge(run)
             self._forget(run)
             await self._count_stuck(run)
 
