@@ -59,8 +59,10 @@ class Endings:
             rest = await run.recorder.rest(max(0, self.client.max_payload - ENVELOPE - taken))
         if isinstance(payload, TaskRetried):
             await self.waiting.arm(run.id, payload.until)
-        kept = await run.put_away(run.claimed_by((*rest, payload)))
-        result = await self.log.append(run.aggregate, run.events(kept), run.head)
+        payloads = run.claimed_by((*rest, payload))
+        kept = await run.put_away(payloads)
+        events = run.events(kept)
+        result = await self.log.append(run.aggregate, events, run.head)
         if not isinstance(result, Appended):
             logger.info("task %s: another attempt was first; this one ends without a trace", run.id)
             entry = await self.log.last(run.aggregate)
@@ -80,7 +82,8 @@ class Endings:
         if not isinstance(payload, TaskCompleted):
             self.failed += 1
         if run.reply:
-            answer = self.results.answer(fold(run.events([payload])), kept[-1], run.id)
+            whole = events if kept is payloads else run.events([payload])
+            answer = self.results.answer(fold(whole), kept[-1], run.id)
             assert answer is not None, "a task that ended has an answer"
             self.client.publish(run.reply, answer[0], headers=answer[1])
 

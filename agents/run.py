@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
@@ -151,6 +153,8 @@ class Run:
     def _as_kept(self, events: Sequence[Event], kept: Sequence[Payload]) -> list[Event]:
         """Events of what is kept, with the time of those that they stand for: an append that is tried again must be the
         same append."""
+        if len(kept) == len(events):
+            return [replace(event, data=payload) for event, payload in zip(events, kept, strict=True)]
         first = events[0]
         return [
             Event(first.aggregate, version, first.time, first.source, first.correlation, first.causation, payload)
@@ -220,5 +224,7 @@ class Run:
 
 
 def _is_large(payload: Payload) -> bool:
+    if type(payload) is TaskClaimed:  # the one that every commit has; and this is on the path of every task
+        return False
     value = value_of(payload)
     return value is not None and len(bytes(value)) > INLINE

@@ -49,10 +49,10 @@ class _Room:
 
 async def work_alone(
     task: str, program: Program, *, code: str, client: Client, place: Registered, subjects: Subjects,
-    again: bool = False,
+    again: bool = False, master: bytes = b"",
 ) -> TaskState:  # fmt: skip
-    """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died. Raises
-    NotFound, LogError, ConnectionFailed, and whatever `setup` raises."""
+    """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died; `master` is the
+    master key of private values. Raises NotFound, LogError, ConnectionFailed, and whatever `setup` raises."""
     log = place.log(client, subjects)
     entry = await log.entry(int(task))
     if entry is None or subjects.door_of(entry.subject) != ("task", program.name):
@@ -61,7 +61,7 @@ async def work_alone(
     agent = f"{program.name}-fork-{secrets.token_hex(3)}"
     worker = Worker(
         program, agent=agent, code=code, client=client, log=log, subjects=subjects,
-        on_worn=lambda why: logger.warning(why), place=place,
+        on_worn=lambda why: logger.warning(why), place=place, master=master,
     )  # fmt: skip
     worker.keep_time()
     _number_branches(1)

@@ -299,6 +299,8 @@ async def replaying(tasks: int) -> None:
             "replay --all from an archive's file", tasks=tasks, events=events,
             read_and_folded_events_per_second=round(events / reading.seconds),
             tasks_run_again_per_second=round(tasks / running.seconds),
+            tasks_run_again_per_cpu_second=round(tasks / running.cpu),
+            read_and_folded_events_per_cpu_second=round(events / reading.cpu),
             tasks_per_second_in_all=round(tasks / (reading.seconds + running.seconds)),
         )  # fmt: skip
 

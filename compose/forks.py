@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from dspex.bus.client import Client
 from dspex.compose.caller import Caller
 from dspex.compose.replays import opened, wait_for
+from dspex.compose.settings import load_settings
 from dspex.compose.story import BusSource, Source, Story, instance_of, story_of
 from dspex.core import headers as h
 from dspex.core.dry import DryReport, dry_run
@@ -100,19 +101,19 @@ async def afork(
     wait: float | None = None, dry: bool = False,
 ) -> Fork | DryReport:  # fmt: skip
     """Like `fork`, to be awaited."""
-    if dry:
-        assert program is not None, "a dry run needs the program's class"
-    elif log is not None:
+    if dry and program is None:
+        raise InvalidInput("a dry run runs the program here: give its class, program=…")
+    if log is not None and not dry:
         raise InvalidInput("a fork goes on live, and nothing runs in a file; dry=True runs it up to the first effect")
     async with opened(log, url) as source:
         forking = await planned(source, str(task), at, values or {}, program)
-        if dry:
-            assert program is not None
+        if dry and program is not None:
             return await rehearsed(forking, program)
         assert isinstance(source, BusSource)
         made = await submitted(source.caller, forking, program)
         if program is not None:
-            return replace(made, output=output_of(await worked_on(source.caller, made, program), made.task))
+            state = await worked_on(source.caller, made, program, master=load_settings({}).privacy.key)
+            return replace(made, output=output_of(state, made.task))
         if wait is not None:
             body = await source.caller.result(made.program, made.task, timeout=wait)
             return replace(made, output=msgspec.json.decode(body))
@@ -177,10 +178,13 @@ async def submitted(caller: Caller, forking: Forking, program: type[Program] | N
     return replace(made, task=await caller.submit(story.program, forking.body, headers=headers))
 
 
-async def worked_on(caller: Caller, made: Fork, program: type[Program], *, again: bool = False) -> TaskState:
+async def worked_on(
+    caller: Caller, made: Fork, program: type[Program], *, again: bool = False, master: str = ""
+) -> TaskState:
     """Run a fork in this process, with the code of `program`, until it has ended. `again`: another process has begun it
-    and died."""
+    and died; `master` refers to the master key of private values."""
     from dspex.agents.solo import work_alone
+    from dspex.agents.vault import master_from
 
     async with _as_agent(caller, program) as (client, subjects):
         place = await _place(caller)
@@ -191,8 +195,9 @@ async def worked_on(caller: Caller, made: Fork, program: type[Program], *, again
             known = Assignments(instance, place.log(client, subjects), subjects, "/fork")
             instance = program(assignment=await known.find(made.assignment))
         return await work_alone(
-            made.task, instance, code=made.code, client=client, place=place, subjects=subjects, again=again
-        )
+            made.task, instance, code=made.code, client=client, place=place, subjects=subjects, again=again,
+            master=master_from(master),
+        )  # fmt: skip
 
 
 def output_of(state: TaskState, task: str) -> Any:

@@ -129,7 +129,8 @@ class FileSource:
         while page := await self.log.scan(after):
             events = [event for entry in page for event in self._read(entry)]
             if "program" in query:
-                events = [event for event in events if _is_of(event, str(query["program"]))]
+                middle = f".{query['program']}."
+                events = [event for event in events if middle in event.aggregate]
             yield events
             after = page[-1].position
 
@@ -176,11 +177,6 @@ class FileSource:
 def shown(event: Event) -> dict[str, Any]:
     """An event as JSON has it, with its position."""
     return {"position": event.position, **msgspec.json.decode(encode_event(event))}
-
-
-def _is_of(event: Event, program: str) -> bool:
-    parts = event.aggregate.split(".")
-    return len(parts) == 3 and parts[1] == program
 
 
 async def _proposed(source: Source, program: str) -> dict[str, dict[str, Any]]:

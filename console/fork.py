@@ -67,7 +67,7 @@ async def _live(
     from dspex.compose.story import BusSource
 
     async with options.connect() as caller:
-        source = BusSource(caller)
+        source = BusSource(caller, options.settings().privacy.key)
         program = _given(options, code, await _program_of(caller, task)) if code else None
         forking = await planned(source, task, at, values, program)
         made = await submitted(caller, forking, program)
@@ -112,7 +112,7 @@ async def _here(options: Options, caller: Caller, made: Fork, program: type[Prog
     hint = f"dspex fork {made.task} --resume --code FILE"
     click.echo(dim(f"task {made.task} runs here, on code {made.code}; if this process dies: {hint}"), err=True)
     with contextlib.redirect_stdout(sys.stderr):  # what the program prints is no part of what we print
-        state = await worked_on(caller, made, program, again=again)
+        state = await worked_on(caller, made, program, again=again, master=options.settings().privacy.key)
     output_of(state, made.task)
     assert state.output is not None
     return _ended(options, made, bytes(state.output))

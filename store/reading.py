@@ -102,6 +102,14 @@ class Reading:
         rows = await self._rows(where, (subject, text.encode()))
         return [entry_of(row) for row in rows]
 
+    async def marked(self, after: int, until: int, prefix: str, word: bytes) -> list[Entry]:
+        """The entries behind `after`, up to `until`, whose subjects begin with `prefix` or whose bodies hold `word`, in
+        order; found without making all the others."""
+        wanted = "(substr(subject, 1, ?) = ? OR instr(body, ?))"
+        where = f"WHERE position > ? AND position <= ? AND {wanted} ORDER BY position"
+        rows = await self._rows(where, (after, until, len(prefix), prefix, word))
+        return [entry_of(row) for row in rows]
+
     async def tail(self, after: int, subject: str | None = None) -> AsyncGenerator[Entry, None]:
         """All entries behind `after` and then every new one; ends when the archive is closed."""
         while not self._closed:

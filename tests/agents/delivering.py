@@ -10,6 +10,7 @@ from dspex import Program
 from dspex.agents.registered import Registered
 from dspex.agents.vault import Vault
 from dspex.agents.worker import Worker
+from dspex.bus.identity import Identity
 from dspex.bus.pull import Delivery
 from dspex.bus.wire import Message
 from dspex.core.events import Event, Head
@@ -50,6 +51,7 @@ class Client:
     """Keeps what an agent says: its words to the consumer, and its requests, which are all granted."""
 
     max_payload = 1 << 20
+    identity = Identity()
 
     def __init__(self) -> None:
         self.said: list[bytes] = []

@@ -215,6 +215,8 @@ async def test_what_cannot_be_forked_is_refused_with_words(shared: Running, plai
         await afork(parent, url=shared.url, program=other)
     with pytest.raises(InvalidInput, match="nothing runs in a file"):
         await afork(parent, log="tasks.db")  # type: ignore[call-overload]
+    with pytest.raises(InvalidInput, match="a dry run runs the program here: give its class"):
+        await afork(parent, url=shared.url, dry=True)  # type: ignore[call-overload]
     assert (await plain.story()).head == head, "nothing was written"
     # The same from a client that asks nobody before.
     for text, code, words in (

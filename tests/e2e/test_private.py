@@ -306,6 +306,9 @@ async def test_a_fork_shares_what_is_sealed_and_what_is_forgotten(systems: Launc
         lines = book.read_text().split()
         assert (lines.count("look_up"), lines.count("judge")) == (1, 2), "what is shared is not done again"
         assert (await (await Replay.aof(made.task, Vetting, url=system.url)).areport()).same is True
+        events = (await Replay.aof(made.task, Vetting, url=system.url)).events
+        copies = [event.causation for event in events if "/" in event.causation]
+        assert copies == [f"task.vetting.{parent}/{version}" for version in range(3, 3 + len(copies))] and copies
         await archived(caller)
         await caller.forget(parent)
         report = await (await Replay.aof(made.task, Vetting, url=system.url)).areport()
