@@ -119,6 +119,8 @@ def _said(row: TaskRow) -> str:
         return clean(f"{row.error['code']} {row.error['type']}: {row.error['message']}")
     if row.state == "sleeping":  # nobody holds it meanwhile
         return clean(f"waits for the signal {' or '.join(row.waits)}" if row.waits else "waits for a time")
+    if row.state == "completed":
+        return "its output is sealed, or too large to be among the events; `dspex result` has it"
     version = f", code {row.code}" if row.code else ""
     if row.agent:
         return clean(f"held by {row.agent}{version}")

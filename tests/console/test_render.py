@@ -23,6 +23,7 @@ def test_a_sleeping_task_is_not_said_to_be_held() -> None:
     assert end_of(row("sleeping", ["yes"])) == "waits for the signal yes"
     assert end_of(row("sleeping", [])) == "waits for a time"
     assert end_of(row("running")) == "held by a-1"
+    assert "sealed" in end_of(row("completed")), "and not held by the agent that ended it"
 
 
 def test_one_variable_is_not_many() -> None:
