@@ -62,8 +62,8 @@ NICE = 10
 """When the machine has no time for all, the programs come first: what is not archived yet waits in the log."""
 LAST = 1.5
 """Seconds for what is archived when it is told to stop."""
-SHARE = 0.15
-"""The share of a core that archiving takes at most when others want it: some 10,000 messages a second."""
+SHARE = 0.1
+"""The share of a core that archiving takes at most when others want it: some 7,000 messages a second."""
 LOOK = 1.0
 """Seconds between looks at how far the log is ahead, and between tries after trouble."""
 
