@@ -37,6 +37,8 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 PORTS_WAIT = 2.0
 """Seconds that a server which answers gets to write down its monitoring port."""
 
+RECOVERS = 20e6
+"""Bytes that a server reads in a second at least when it was killed and looks through what it has stored."""
 _PORTS = range(20000, 32768)
 """Below the range that the kernel takes for outgoing connections: otherwise a client that dials a dead
 server's port can be given that very port, connect to itself and keep the server from coming back."""
@@ -104,13 +106,14 @@ class Server:
         """Start, and return when clients can use JetStream. Starting a running server does nothing.
 
         Raises ConfigurationError when there is no binary, the folder cannot be used or is in use, or the
-        server does not come up within `timeout` seconds; its own last words are in the message.
+        server does not come up within `timeout` seconds and the time to read what it stores; its own last words are
+        in the message.
         """
         if self.alive():
             return
         binary = server_binary()
-        deadline = time.monotonic() + timeout
         self._prepare_folder()
+        deadline = time.monotonic() + timeout + _stored(self.data) / RECOVERS
         self._take_lock()
         try:
             for port in self._candidates():
@@ -433,6 +436,11 @@ def _running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _stored(folder: Path) -> int:
+    """About how many bytes a folder holds; a file that goes away meanwhile does not count."""
+    return sum(_size(file) for file in folder.rglob("*.blk"))
 
 
 def _size(path: Path) -> int:
