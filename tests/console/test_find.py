@@ -150,7 +150,7 @@ def test_an_archive_is_a_file_like_any_other(system: Shell, scored: str, tmp_pat
     with closing(sqlite3.connect(system.folder / ".dspex" / "archive.db")) as source:
         source.execute(f"VACUUM INTO '{tmp_path / 'copy.db'}'")
     [row] = find_tasks(key="concert", log=tmp_path / "copy.db")
-    assert (row.task, row.score, row.output["text"]) == (scored, 0.75, "xylophone quartet" * 2)
+    assert (row.task, row.score, row.output["text"]) == (scored, -41.5, "xylophone quartet" * 2)
     ran = dspex("events", scored, "--log", str(tmp_path / "copy.db"), "--json")
     assert [json.loads(line)["type"] for line in ran.out.splitlines()][:3] == [
         "TaskSubmitted", "TaskClaimed", "TaskCompleted"
