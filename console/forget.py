@@ -32,6 +32,10 @@ def forget(options: Options, task: str, reason: str, force: bool) -> None:
     if options.json:
         print_json(gone)
         return
-    objects = f"{gone['objects'] + gone['later']} objects"
+    keys, objects = _counted(gone["keys"], "key"), _counted(gone["objects"] + gone["later"], "object")
     later = f" ({gone['later']} of them within minutes)" if gone["later"] else ""
-    click.echo(f"task {task} is forgotten: {gone['keys']} keys destroyed, {objects} removed{later}")
+    click.echo(f"task {task} is forgotten: {keys} destroyed, {objects} removed{later}")
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
