@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import msgspec
 from msgspec import Struct
 
+from dspex.core.answering import Answering
 from dspex.core.effects import Call, outcome_of, recorded
 from dspex.core.errors import InvalidInput, TaskError
 from dspex.core.events import EffectRecorded, Event, TaskSubmitted
@@ -91,11 +91,12 @@ async def dry_run(
     )  # fmt: skip
 
 
-class _Dry:
+class _Dry(Answering):
     """The `Runtime` of a dry run. What stays in the process is done: the clock, ids. A sleep is over at once."""
 
     def __init__(self, records: dict[str, EffectRecorded], seed: str, life: int) -> None:
-        self._records, self._seed, self._life = records, seed, life
+        super().__init__(seed, life)
+        self._records = records
         self._lines: dict[str, str] = {}
         self._home = threading.get_ident()
         self.main: asyncio.Task[Any] | None = None
@@ -137,22 +138,6 @@ class _Dry:
         if record.error:
             raise TimeoutError(*record.arguments)
         return msgspec.json.decode(record.result)
-
-    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
-        # Nothing in it waits for anything: it answers, or finds that it would go outside.
-        steps = cast("Coroutine[Any, Any, Any]", work)
-        try:
-            steps.send(None)
-        except StopIteration as done:
-            return done.value
-        raise AssertionError("a dry run waits for nothing")
-
-    async def call(self, program: str, body: bytes, key: str) -> bytes:
-        """A call is an effect that goes outside, and none is performed."""
-        raise AssertionError(f"a dry run calls nobody, also not {program}")
-
-    def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._seed}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- inside
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator
+from collections.abc import Callable, Container, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 import msgspec
 from msgspec import Struct
 
+from dspex.core.answering import Answering
 from dspex.core.effects import Call, Runtime, Scope, outcome_of
 from dspex.core.events import EffectRecorded
 from dspex.core.request import shown_request
@@ -130,7 +130,7 @@ class _Branch:
             self._front += 1
 
 
-class Lookup:
+class Lookup(Answering):
     """Answers from `records`, in their order within each branch. `old` are the keys of attempts that failed: they may
     be asked for, and need not be. Those of `shared` may be asked for otherwise, too. `ended` says that the record is
     whole; `seed` and `life` are what random numbers come from."""
@@ -139,7 +139,8 @@ class Lookup:
         self, records: list[EffectRecorded], seed: str, life: int, old: set[str], shared: set[str], *, ended: bool,
         strict: bool, watch: Watch | None,
     ) -> None:  # fmt: skip
-        self._seed, self._life, self._old, self._shared = seed, life, old, shared
+        super().__init__(seed, life)
+        self._old, self._shared = old, shared
         self._ended, self._strict, self._watch = ended, strict, watch
         parts: dict[str, list[EffectRecorded]] = {}
         for record in records:
@@ -190,22 +191,6 @@ class Lookup:
         if record.error:
             raise TimeoutError(*record.arguments)
         return msgspec.json.decode(record.result)
-
-    def wait_in_thread(self, work: Awaitable[Any]) -> Any:
-        # Nothing in it waits for anything: it answers, raises, or finds that the record stops.
-        steps = cast("Coroutine[Any, Any, Any]", work)
-        try:
-            steps.send(None)
-        except StopIteration as done:
-            return done.value
-        raise AssertionError("a replay waits for nothing")
-
-    async def call(self, program: str, body: bytes, key: str) -> bytes:
-        """A call is an effect, and none is performed."""
-        raise AssertionError(f"a replay calls nobody, also not {program}")
-
-    def seed(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self._seed}/{self._life}/{key}".encode()).digest()[:8], "big")
 
     # -- what was found
 
