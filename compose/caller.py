@@ -34,6 +34,10 @@ GATHER = 0.25
 """Seconds without another answer after which discovery is taken as complete."""
 
 
+class Nobody(Unavailable):
+    """A door has no responders, so nothing was done."""
+
+
 class Caller:
     """A client of one installation. Bodies are JSON bytes; every refusal is a TaskError with its code."""
 
@@ -83,15 +87,22 @@ class Caller:
         return None
 
     async def submit(
-        self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> str:
-        """Store a task and return its id; from then on it cannot be lost."""
+        self, program: str, body: bytes, *, key: str | None = None, headers: Mapping[str, str] | None = None,
+        checked: bool = False,
+    ) -> str:  # fmt: skip
+        """Store a task and return its id; from then on it cannot be lost. `checked`: an agent, when one serves, first
+        refuses what is no Input."""
         fields = dict(headers or {})
         if key is not None:
             fields[h.KEY] = key
-        if (await self._guards.of(program)).private:  # an agent seals it before it is stored
-            reply = await self._request(self._door("submit", program), body, SUBMIT_WAIT, fields or None)
-            return str(msgspec.json.decode(reply.data)["seq"])
+        private = (await self._guards.of(program)).private  # then an agent seals it before it is stored
+        if private or checked:
+            try:
+                reply = await self._request(self._door("submit", program), body, SUBMIT_WAIT, fields or None)
+                return str(msgspec.json.decode(reply.data)["seq"])
+            except Nobody:
+                if private:
+                    raise
         return str(await self._store("task", program, body, fields))
 
     async def result(self, program: str, task: str, *, timeout: float = 60.0) -> bytes:
@@ -266,7 +277,7 @@ class Caller:
         except TimeoutError:
             raise task_error(408, f"no answer on {subject} within {timeout:g} s", type="NoAnswer") from None
         if reply.status == 503:
-            raise Unavailable(f"nobody serves {subject}; `dspex ps` shows what runs")
+            raise Nobody(f"nobody serves {subject}; `dspex ps` shows what runs", type=Unavailable.__name__)
         code = reply.headers.get(h.ERROR_CODE)
         if code is not None and code != ELSEWHERE:
             raise _error(int(code), reply)

@@ -175,7 +175,7 @@ async def submitted(caller: Caller, forking: Forking, program: type[Program] | N
         made = replace(made, assignment=answer["assignment"])
     if made.assignment:
         headers[h.ASSIGNMENT] = made.assignment
-    return replace(made, task=await caller.submit(story.program, forking.body, headers=headers))
+    return replace(made, task=await caller.submit(story.program, forking.body, headers=headers, checked=not made.code))
 
 
 async def worked_on(

@@ -154,6 +154,8 @@ def _json(made: Fork) -> dict[str, Any]:
 def _show(made: Fork, versions: int) -> None:
     shared = f"events 1 to {made.at} (of {versions})" if made.at else "nothing but the input"
     click.echo(f"task {bold(made.task)} shares {shared} of task {made.parent}")
+    if made.at == versions:
+        click.echo(dim("all that was recorded is shared and not performed again; --at N goes on live behind event N"))
     click.echo(dim(f"compare them: dspex diff {made.parent} {made.task}"))
 
 

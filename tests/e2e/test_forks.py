@@ -218,6 +218,10 @@ async def test_what_cannot_be_forked_is_refused_with_words(shared: Running, plai
     with pytest.raises(InvalidInput, match="a dry run runs the program here: give its class"):
         await afork(parent, url=shared.url, dry=True)  # type: ignore[call-overload]
     assert (await plain.story()).head == head, "nothing was written"
+    tasks = (await plain.story()).submitted("trip")
+    with pytest.raises(InvalidInput, match="book: a string is due, 3 came"):
+        await afork(parent, url=shared.url, values={"input.book": 3})
+    assert (await plain.story()).submitted("trip") == tasks, "it is no task that fails, it is refused"
     # The same from a client that asks nobody before.
     for text, code, words in (
         (f"{parent}@99", 400, "versions 0 to 9"), ("nonsense", 400, "42@7"), ("999999@1", 404, "no task 999999 to fork"),
