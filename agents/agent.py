@@ -121,7 +121,7 @@ class _Agent:
             await preparing
         except Exception as error:
             return self._unprepared(error)
-        log = place.log(client, subjects)
+        log = place.log(client, subjects, program.name)
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,

@@ -53,7 +53,7 @@ async def _commit(run: Run, events: list[Event]) -> list[Event]:
 
 
 async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
-    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent, run.program)
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
     if (

@@ -93,6 +93,8 @@ class JetStreamGround:
 
     def read(self, service: Service) -> None:
         Reader(self._client, self.log, self._subjects, service)
+        if self._subjects.tenants:
+            Rows(self.log, self._subjects, service, self._client.max_payload)
 
     async def lead(self, service: Service) -> None:
         pass

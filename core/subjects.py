@@ -133,6 +133,10 @@ class Subjects:
     def log(self, verb: str) -> str:
         return f"{self.prefix}.log.{verb}"
 
+    def rows(self, program: str) -> str:
+        """What the agents of a program may read of the log, on a system with access rules."""
+        return f"{self.prefix}.rows.{program}"
+
     def archive(self, verb: str) -> str:
         """What the archivist is asked to do with its archive."""
         return f"{self.prefix}.archive.{verb}"
@@ -169,6 +173,14 @@ class Subjects:
         """The aggregate whose commits `subject` carries, or None when it is not an event subject."""
         start = f"{self.prefix}.event."
         return subject[len(start) :] if subject.startswith(start) else None
+
+    def program_of(self, subject: str) -> str:
+        """The program that an entry of the log is about; "" for what is not in the log. In a filter, too."""
+        parts = subject.split(".")
+        if len(parts) == 5 and parts[0] == self.prefix and parts[1] == "event":
+            return parts[3]
+        door = self.door_of(subject)
+        return door[1] if door else ""
 
     def door_of(self, subject: str) -> tuple[str, str] | None:
         """`(door, program)` of a stored door message, or None. A tenant token behind the program is left out."""

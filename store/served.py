@@ -1,6 +1,7 @@
-"""A log behind the process that owns it: agents write as they write to JetStream, and read through `dspex.log.rows`.
+"""A log behind a process that reads it for others: agents write as they write to JetStream, and read through a door,
+`dspex.log.rows` of a log process and `dspex.rows.<program>` on a system with access rules.
 
-That door is for agents of ours: the request is JSON, the answer MessagePack, because a row is bytes and must come back
+Those doors are for agents of ours: the request is JSON, the answer MessagePack, because a row is bytes and must come back
 whole. Everybody else reads events through `dspex.log.read`.
 """
 
@@ -27,10 +28,12 @@ SOON, POLL = 0.005, 2.0
 
 
 class Wanted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What is asked for: the row at a `position`, the `last` of an aggregate, or rows behind `after`."""
+    """What is asked for: the row at a `position`, the `last` of an aggregate, or rows behind `after`: those of an
+    `aggregate`, those that match `subject`, or all."""
 
     position: int | None = None
     last: str | None = None
+    aggregate: str | None = None
     after: int = 0
     limit: int = 1000
     subject: str | None = None
@@ -49,24 +52,25 @@ _decode_page = msgspec.msgpack.Decoder(Page).decode
 
 
 class ServedLog(Remote):
-    """The log that the process on the other side of `connection` owns; `epoch` is the one it told."""
+    """The log that the process on the other side of `connection` reads; `epoch` is the one it told, `door` where it is
+    asked."""
 
     def __init__(
-        self, connection: Connection, subjects: Subjects, epoch: str, *, patience: float = 30.0
+        self, connection: Connection, subjects: Subjects, epoch: str, *, patience: float = 30.0, door: str = ""
     ) -> None:
         super().__init__(connection, subjects, epoch, patience=patience)
-        self._door = subjects.log("rows")
+        self._door = door or subjects.log("rows")
         self._bells: set[asyncio.Event] = set()
 
     async def read(self, aggregate: str) -> list[Entry]:
         """All commits of an aggregate, oldest first; never stale."""
-        subject = self._subjects.event(".".join(parse_aggregate(aggregate)))
+        name = ".".join(parse_aggregate(aggregate))
         found: list[Entry] = []
-        while page := await self.scan(found[-1].position if found else 0, 1000, subject):
-            found += page
-            if len(page) < 1000:
-                break
-        return found
+        while True:
+            page = await self._ask(Wanted(aggregate=name, after=found[-1].position if found else 0))
+            found += page.rows
+            if not page.more:
+                return found
 
     async def last(self, aggregate: str) -> Entry | None:
         """The newest commit of an aggregate; never stale."""
