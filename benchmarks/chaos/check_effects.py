@@ -43,7 +43,7 @@ def performed(seen: Evidence) -> Iterator[Violation]:
             if not done:
                 yield Violation("performed", f"{event.data['key']} was recorded, and not performed", door.position)
             for late in (one for one in done if one.began > event.time + seen.skew):
-                what = f"performed {late.at - event.time:.3f} s after it was recorded, by an attempt that began behind it"
+                what = f"performed {late.at - event.time:.3f} s after its record, by an attempt that began behind it"
                 yield Violation("performed", f"{event.data['key']} was {what}", door.position, event.position)
     for key, done in by_key.items():
         if len({each.value for each in done}) > 1:
