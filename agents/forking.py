@@ -58,7 +58,7 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) 
         raise forgotten(run.program, parent)
     if (
         entry is None or subjects.door_of(entry.subject) != ("task", run.program)
-        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.subject, entry.subject))
     ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))

@@ -38,7 +38,8 @@ class Registered(Struct, frozen=True, kw_only=True):
     ) -> JetStreamLog | ServedLog:
         """The log as an agent of `program` has it, through this connection."""
         if subjects.tenants:
-            return ServedLog(connection, subjects, self.epoch, patience=patience, door=subjects.rows(program))
+            door, erasable = subjects.rows(program), not self.served
+            return ServedLog(connection, subjects, self.epoch, patience=patience, door=door, erasable=erasable)
         kind = ServedLog if self.served else JetStreamLog
         return kind(connection, subjects, self.epoch, patience=patience)
 

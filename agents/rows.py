@@ -3,6 +3,8 @@ rules `dspex.rows.<program>`, which shows what is of that program and nothing el
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from dspex.bus.service import Endpoint, Request, Service
@@ -25,10 +27,15 @@ _decode_wanted = msgspec.json.Decoder(Wanted).decode
 
 
 class Rows:
-    """Answers with rows as they are; `room` is the most bytes that an answer may have."""
+    """Answers with rows as they are; `room` is the most bytes that an answer may have, `erase` takes a message out of
+    the log, where that can be."""
 
-    def __init__(self, log: Log, subjects: Subjects, service: Service, room: int) -> None:
+    def __init__(
+        self, log: Log, subjects: Subjects, service: Service, room: int,
+        erase: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
         self._log, self._subjects, self._room = log, subjects, min(MAX_PAGE, room - ENVELOPE)
+        self._erase = erase
         if subjects.tenants:
             service.serve(Endpoint("rows", subjects.rows("*"), self.rows))
         else:
@@ -49,6 +56,8 @@ class Rows:
 
     async def _page(self, wanted: Wanted, program: str | None) -> Page:
         log = self._log
+        if wanted.erase is not None:
+            return await self._erased(wanted.erase, program)
         if wanted.position is not None:
             found = await log.entry(wanted.position)
             if found and program is not None and self._subjects.program_of(found.subject) != program:
@@ -69,6 +78,16 @@ class Rows:
         rows = await log.scan(wanted.after, min(wanted.limit, 1000), wanted.subject)
         fits = _fitting(rows, self._room)
         return Page(epoch=log.epoch, rows=rows[:fits], more=fits < len(rows) or len(rows) == 1000)
+
+    async def _erased(self, position: int, program: str | None) -> Page:
+        """Take a submission or a signal to a private program out, which came in the open: its events have it sealed."""
+        found = await self._log.entry(position)
+        if found is not None:
+            door = self._subjects.door_of(found.subject)
+            if self._erase is None or door not in (("task", program), ("signal", program)):
+                raise ValueError(f"position {position} is not for an agent of {program} to erase")
+            await self._erase(position)
+        return Page(epoch=self._log.epoch)
 
     def _check(self, subject: str, program: str | None) -> None:
         if program is not None and self._subjects.program_of(subject) != program:

@@ -146,14 +146,30 @@ class Subjects:
         """The NATS object store of large values."""
         return self.prefix
 
+    def bucket_of(self, program: str) -> str:
+        """The one that a program uses: its own where there are access rules."""
+        return f"{self.bucket}-{program}" if self.tenants else self.bucket
+
     @property
     def key_stream(self) -> str:
         """The stream of the keys that private values are sealed with; never archived."""
         return f"{self.stream}_KEYS"
 
+    def key_stream_of(self, program: str) -> str:
+        """The one that a program uses: its own where there are access rules."""
+        return f"{self.key_stream}_{program}" if self.tenants else self.key_stream
+
+    def keys(self, program: str) -> str:
+        """Where the keys of that stream stand, as a subject filter."""
+        return f"{self.prefix}.key.{program}.*" if self.tenants else f"{self.prefix}.key.>"
+
     def key(self, name: str) -> str:
-        """Where a key stands."""
-        return f"{self.prefix}.key.{name}"
+        """Where a key stands. With access rules its name begins with the program: `qabot-…`."""
+        return f"{self.prefix}.key.{self.owner(name)}.{name}" if self.tenants else f"{self.prefix}.key.{name}"
+
+    def owner(self, name: str) -> str:
+        """The program whose a key is, where there are access rules; "" where there are none."""
+        return name.partition("-")[0] if self.tenants else ""
 
     def privacy(self, verb: str) -> str:
         """What is asked about private values: `forget`."""

@@ -98,8 +98,10 @@ async def reads_the_submission_of_another(side: Side) -> bool:
         await side.tried(f"{start}STREAM.MSG.GET.DSPEX", json.dumps({"seq": task}).encode())
         for start in ("$JS.API.", "dspex.api.")
     ]
-    for door in ("dspex.rows.again", "dspex.rows.work", "dspex.log.rows"):
-        found.append(await side.tried(door, json.dumps({"position": task}).encode()))
+    found += [
+        await side.tried(door, json.dumps({"position": task}).encode())
+        for door in ("dspex.rows.again", "dspex.rows.work", "dspex.log.rows")
+    ]
     found.append(await side.tried("dspex.log.read", json.dumps({"task": task}).encode()))
     return any(each is not None and (b"eyes" in each or b"Zm9yIG15" in each or b"data" in each) for each in found)
 
