@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
-from dspex import Program, Schema
+from dspex import Program, Schema, effect
 
 
 class Echo(Program):
@@ -28,4 +29,43 @@ class Nap(Echo):
 
     async def predict(self, input: Echo.Input) -> Echo.Output:
         await asyncio.sleep(2.0)
+        return self.Output(text=input.text)
+
+
+@effect
+async def step(n: int, value: int) -> int:
+    """One step of a workflow: a little waiting, a little to record."""
+    await asyncio.sleep(0.002)
+    return (value * 31 + n) % 1_000_003
+
+
+class Steady(Program):
+    """Two effects, and now and then a short sleep in the log: what a soak is made of."""
+
+    attempts = 1000
+
+    class Input(Schema):
+        n: int
+        text: str = ""
+        naps: bool = False
+
+    class Output(Schema):
+        n: int
+        value: int
+
+    async def predict(self, input: Input) -> Output:
+        value = await step(input.n, 0)
+        if input.naps:
+            await self.sleep(2.0)
+        return self.Output(n=input.n, value=await step(input.n, value))
+
+
+class Asked(Echo):
+    """Give back what came, after as long as the environment says."""
+
+    name = "asked"
+
+    async def predict(self, input: Echo.Input) -> Echo.Output:
+        if seconds := float(os.environ.get("ASKED_NAP", "0")):
+            await asyncio.sleep(seconds)
         return self.Output(text=input.text)
