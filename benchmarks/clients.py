@@ -1,7 +1,6 @@
-"""Ten thousand clients, each with a connection of its own, that all ask at once: who is served, who is refused, and does
-anybody hang?
+"""Ten thousand clients, each with a connection of its own, ask at once: who is served, who is refused, does anybody hang?
 
-    python benchmarks/clients.py [--clients 10000] [--rounds 3] [--processes 4] [--agents 2] [--nap 0] [--short] [--json]
+    python benchmarks/clients.py [--clients 10000] [--rounds 3] [--processes 4] [--agents 2] [--nap 0] [--short]
 
 The clients speak NATS by hand (a socket, CONNECT, SUB, PUB), so that thousands of them fit into a process and what is
 measured is the server and the agents. All connect first; then each sends one ask, all in the same moment, and waits
@@ -145,13 +144,7 @@ async def run(folder: Path, clients: int, rounds: int, many: int, agents: int, n
         sampler = asyncio.create_task(_sample(system, gauges))
         shares = [clients // many + (n < clients % many) for n in range(many)]
         started = time.monotonic()
-        workers = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--be", system.url, str(share), str(rounds)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            for share in shares
-        ]
+        workers = [_worker(system.url, share, rounds) for share in shares]
         try:
             lines = await asyncio.gather(*(asyncio.to_thread(_line, worker) for worker in workers))
             assert all(line == "connected\n" for line in lines), lines
@@ -171,10 +164,16 @@ async def run(folder: Path, clients: int, rounds: int, many: int, agents: int, n
         with suppress(asyncio.CancelledError):
             await sampler
     found["memory"] = {
-        role: {"before": first.pss, "most": max(it.pss for it in gauges[role].samples), "files": max(it.files for it in gauges[role].samples)}
-        for role, first in sorted(before.items()) if first and role in gauges
-    }  # fmt: skip
+        role: {"before": first.pss, "most": gauges[role].most("pss"), "files": gauges[role].most("files")}
+        for role, first in sorted(before.items())
+        if first and role in gauges
+    }
     return found
+
+
+def _worker(url: str, clients: int, rounds: int) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--be", url, str(clients), str(rounds)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _line(worker: subprocess.Popen[str]) -> str:
@@ -234,7 +233,8 @@ def main() -> int:
         print(f"{clients:,} clients connected after {found['connected_after']} s; {options.agents} agents")
         for number, each in enumerate(found["rounds"], 1):
             for what, it in each.items():
-                print(f"round {number}: {it['clients']:>6,} {what:<14} p50 {it['p50']} s, p99 {it['p99']} s, most {it['most']} s")
+                times = f"p50 {it['p50']} s, p99 {it['p99']} s, most {it['most']} s"
+                print(f"round {number}: {it['clients']:>6,} {what:<14} {times}")
         for role, it in found["memory"].items():
             print(f"{role:<12} {mib(it['before']):>12} before, {mib(it['most']):>12} at most, {it['files']} files")
         print(f"neither served nor refused: {', '.join(bad)}" if bad else "every client was served or refused")

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,14 @@ class Gauge:
         slope = above / below
         rests = [[v - slope * t for t, v in pairs] for pairs in centred]
         squares = sum(rest * rest for life in rests for rest in life)
-        alike = sum(a * b for life in rests for a, b in zip(life, life[1:], strict=False))
+        alike = sum(a * b for life in rests for a, b in pairwise(life))
         r = min(0.98, max(0.0, alike / squares)) if squares else 0.0
         effective = max(2.0, count * (1 - r) / (1 + r))
         error = math.sqrt(squares / effective / below)
         return Slope(slope, 1.96 * error, int(count))
+
+    def most(self, what: str) -> int:
+        return max(getattr(it, what) for it in self.samples)
 
     def quarters(self, what: str) -> tuple[float, float]:
         """The medians of the second and of the last quarter of the samples."""
@@ -118,7 +122,7 @@ class Gauge:
 
     def _of(self, what: str) -> dict[str, float]:
         early, late = self.quarters(what)
-        return {"second_quarter": early, "last_quarter": late, "most": max(getattr(it, what) for it in self.samples)}
+        return {"second_quarter": early, "last_quarter": late, "most": self.most(what)}
 
 
 def _shown(slope: Slope | None) -> dict[str, float] | None:
@@ -136,7 +140,8 @@ def line(values: Sequence[float], width: int = 60) -> str:
     if not values:
         return ""
     width = min(width, len(values))
-    heights = [statistics.median(values[len(values) * n // width : len(values) * (n + 1) // width]) for n in range(width)]
+    edges = [len(values) * n // width for n in range(width + 1)]
+    heights = [statistics.median(values[low:high]) for low, high in pairwise(edges)]
     low, high = min(heights), max(heights)
     step = (high - low) / (len(BARS) - 1) or 1.0
     return "".join(BARS[round((value - low) / step)] for value in heights)

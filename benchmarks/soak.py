@@ -189,7 +189,7 @@ async def disturb(system: Running, watched: Watched, started: float, plan: Plan)
     victims = ["agent 1", "server", "registrar", "archivist", "freeze"]
     while True:
         chance.shuffle(victims)
-        for victim in list(victims):
+        for victim in victims:
             await asyncio.sleep(chance.uniform(*plan.every))
             length = chance.uniform(1, 4)
             try:
@@ -340,6 +340,14 @@ def verdict(found: dict[str, Any]) -> list[str]:
     return wrong
 
 
+WHOLE = {"queue": "waiting", "held": "held", "log, msgs": "messages", "log, disk": "disk", "archive": "archive"}
+SERIES = ("rows", "series", "fault_times")
+TOLD = (
+    "capacity", "rate", "acknowledged", "unknown", "refused", "held_back", "faults", "submitted", "ended", "lost",
+    "ended_twice", "waiting", "at_the_end",
+)  # fmt: skip
+
+
 def draw(found: dict[str, Any], say: Any) -> None:
     say(f"\n{'process':<12} {'memory (PSS)':<62} {'MiB':>13} {'KiB/min':>16} files threads")
     for role, series in sorted(found["series"].items()):
@@ -347,8 +355,9 @@ def draw(found: dict[str, Any], say: Any) -> None:
         slope = what["pss_slope"]
         grows = f"{slope['kib_a_minute']:+.0f} ± {slope['give_or_take']:.0f}" if slope else "too short"
         ends = f"{min(values) / (1 << 20):.1f}-{max(values) / (1 << 20):.1f}"
-        say(f"{role:<12} {line(values):<62} {ends:>13} {grows:>16} {what['files']['most']:>5} {what['threads']['most']:>7}")
-    for name, key in (("queue", "waiting"), ("held", "held"), ("log, msgs", "messages"), ("log, disk", "disk"), ("archive", "archive")):
+        held = f"{what['files']['most']:>5} {what['threads']['most']:>7}"
+        say(f"{role:<12} {line(values):<62} {ends:>13} {grows:>16} {held}")
+    for name, key in WHOLE.items():
         values = [row[key] for row in found["rows"]]
         if values:
             say(f"{name:<12} {line(values):<62} {min(values):,.0f} to {max(values):,.0f}")
@@ -380,11 +389,10 @@ def main() -> int:
     if options.out:
         options.out.write_text(json.dumps(found))
     if options.json:
-        print(json.dumps({name: value for name, value in found.items() if name not in ("rows", "series", "fault_times")}))
+        print(json.dumps({name: value for name, value in found.items() if name not in SERIES}))
     else:
         draw(found, print)
-        for name in ("capacity", "rate", "acknowledged", "unknown", "refused", "held_back", "faults", "submitted", "ended",
-                     "lost", "ended_twice", "waiting", "at_the_end"):  # fmt: skip
+        for name in TOLD:
             print(f"{name.replace('_', ' '):14} {found[name]}")
         print("\n".join(wrong) if wrong else "nothing grows, nothing is lost")
     return 1 if wrong else 0
