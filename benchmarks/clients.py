@@ -1,4 +1,4 @@
-"""Ten thousand clients, each with a connection of its own, ask at once: who is served, who is refused, does anybody hang?
+"""Ten thousand clients, each with a connection of its own, ask at once: who is served or refused, does anybody hang?
 
     python benchmarks/clients.py [--clients 10000] [--rounds 3] [--processes 4] [--agents 2] [--nap 0] [--short]
 
