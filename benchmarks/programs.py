@@ -69,3 +69,35 @@ class Asked(Echo):
         if seconds := float(os.environ.get("ASKED_NAP", "0")):
             await asyncio.sleep(seconds)
         return self.Output(text=input.text)
+
+
+@effect
+async def workflow_step(n: int, place: int) -> int:
+    await asyncio.sleep(0.01)
+    return (n * 31 + place * 7) % 1_000_003
+
+
+class Workflow(Program):
+    """Adds up what its steps give; some sleep in the log in between, some wait for a number from outside."""
+
+    attempts = 1000
+
+    class Input(Schema):
+        n: int
+        steps: int
+        sleeps: bool = False
+        waits: bool = False
+
+    class Output(Schema):
+        n: int
+        sum: int
+
+    async def predict(self, input: Input) -> Output:
+        total = 0
+        for place in range(input.steps):
+            total += await workflow_step(input.n, place)
+            if place == 0 and input.sleeps:
+                await self.sleep(2.0)
+            if place == 1 and input.waits:
+                total += int(await self.signal("add"))
+        return self.Output(n=input.n, sum=total)
