@@ -10,20 +10,25 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos.proxy import Proxies, Proxy
 from tests.clusters import Cluster, Member
+from tests.e2e.plain import Plain
+from tests.e2e.running import Running
 
 from dspex.bus.server import ClusterPlace, Server
 
-__all__ = ["FAULTS", "LOG", "ProxiedCluster"]
+__all__ = ["CLUSTER", "ClusterFault", "ProxiedCluster", "clustered"]
 
-LOG = "DSPEX"
+STREAM, CONSUMER = "DSPEX", "task-chaos"
 NOWHERE = "127.0.0.1:1"
 COMES_UP = 120.0
-"""Seconds that a cluster gets to be whole again."""
+"""Seconds that a member, or the whole cluster, gets to be healthy again."""
 
 
 class ProxiedCluster(Cluster):
@@ -62,125 +67,168 @@ class ProxiedCluster(Cluster):
             server.start(timeout)
         self.wait_for_leader(timeout)
 
-
-Fault = Callable[[ProxiedCluster, random.Random], None]
-
-
-def _kill(cluster: ProxiedCluster, name: str, chance: random.Random) -> None:
-    """SIGKILL; up again a little later, as a supervisor would have it."""
-    victim = cluster.servers[cluster.number(name, chance.randrange(3))]
-    victim.kill()
-    time.sleep(chance.uniform(0.5, 4.0))
-    victim.start(COMES_UP)
+    def leading(self, consumer: str = "") -> int:
+        """Who leads the log, or its consumer of tasks; anybody while there is no leader."""
+        return self.number(self.leader_of(STREAM, consumer))
 
 
-def stream_leader(cluster: ProxiedCluster, chance: random.Random) -> None:
-    _kill(cluster, cluster.leader_of(LOG), chance)
+class Clustered(Running):
+    """A system on the cluster. Its agents and its other processes go through the proxies, and clients do not."""
+
+    def __init__(self, cluster: ProxiedCluster, data: Path, *plans: tuple[str, int], **options: Any) -> None:
+        super().__init__(data, *plans, nats=cluster.agents_url, **options)
+        self._cluster = cluster
+
+    @property
+    def url(self) -> str:
+        return self._cluster.url
+
+    async def plain(self) -> Plain:
+        return await Plain.connect(self.url.split(","))
 
 
-def consumer_leader(cluster: ProxiedCluster, chance: random.Random) -> None:
-    _kill(cluster, cluster.leader_of(LOG, "task-chaos"), chance)
+@contextmanager
+def clustered(folder: Path, *plans: tuple[str, int], **options: Any) -> Iterator[tuple[Clustered, ProxiedCluster]]:
+    """A cluster, and a system on it that has not been started."""
+    with Proxies() as proxies:
+        cluster = ProxiedCluster(folder / "cluster", proxies)
+        try:
+            cluster.start(COMES_UP)
+            yield Clustered(cluster, folder / "data", *plans, **options), cluster
+        finally:
+            for server in cluster.servers:
+                if server.pid:
+                    os.kill(server.pid, signal.SIGCONT)
+            cluster.stop()
 
 
-def meta_leader(cluster: ProxiedCluster, chance: random.Random) -> None:
-    _kill(cluster, cluster.wait_for_leader(COMES_UP), chance)
+
+Begin = Callable[[ProxiedCluster, random.Random], Callable[[], None]]
+Who = Callable[[ProxiedCluster, random.Random], int]
 
 
-def _partition(cluster: ProxiedCluster, n: int, seconds: float, also: list[Proxy]) -> None:
-    cut = [*cluster.around(n), *also]
-    for proxy in cut:
-        proxy.cut()
-    time.sleep(seconds)
-    for proxy in cut:
-        proxy.heal()
+@dataclass(frozen=True)
+class ClusterFault:
+    """A fault that `begin` begins, and what that returns ends; both may block. `hold`: how long it lasts, in seconds."""
+
+    begin: Begin
+    hold: tuple[float, float] = (0.0, 0.0)
 
 
-def minority(cluster: ProxiedCluster, chance: random.Random) -> None:
-    """The stream's leader is cut off, and nobody but agents reaches it."""
-    n = cluster.number(cluster.leader_of(LOG), chance.randrange(3))
-    _partition(cluster, n, chance.uniform(3, 12), [])
+def _killed(who: Who) -> ClusterFault:
+    """SIGKILL, and started again when the fault ends, as its own supervisor would do."""
+
+    def begin(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
+        victim = cluster.servers[who(cluster, chance)]
+        victim.kill()
+        return lambda: victim.start(COMES_UP)
+
+    return ClusterFault(begin, (0.5, 4.0))
 
 
-def minority_alone(cluster: ProxiedCluster, chance: random.Random) -> None:
-    """A member is cut off from the others and from the agents, who hear nothing of it, not even that it is gone."""
-    n = chance.randrange(3)
-    _partition(cluster, n, chance.uniform(3, 12), [cluster.doors[n]])
+def _cut(who: Who, *, agents: bool) -> ClusterFault:
+    """A member is cut off from the others; with `agents` from them, too, who are not even told that it is gone."""
+
+    def begin(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
+        n = who(cluster, chance)
+        links = cluster.around(n) + ([cluster.doors[n]] if agents else [])
+        for link in links:
+            link.cut()
+
+        def end() -> None:
+            for link in links:
+                link.heal()
+
+        return end
+
+    return ClusterFault(begin, (3.0, 15.0))
 
 
-def rolling(cluster: ProxiedCluster, chance: random.Random) -> None:
+def _rolling(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
     """Each in turn is stopped in order and started, as for a new version of the server."""
     for server in chance.sample(cluster.servers, 3):
         server.stop()
         server.start(COMES_UP)
         cluster.wait_for_leader(COMES_UP)
+    return lambda: None
 
 
-def all_killed(cluster: ProxiedCluster, chance: random.Random) -> None:
+def _all_killed(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
     for server in cluster.servers:
         server.kill()
-    time.sleep(chance.uniform(0.2, 2.0))
-    for server in chance.sample(cluster.servers, 3):
-        server.start(COMES_UP)
+
+    def end() -> None:
+        for server in chance.sample(cluster.servers, 3):
+            server.start(COMES_UP)
+        cluster.wait_for_leader(COMES_UP)
+
+    return end
 
 
-def frozen(cluster: ProxiedCluster, chance: random.Random) -> None:
+def _frozen(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
     """SIGSTOP of whoever leads the log: it is there, and says nothing."""
-    server = cluster.servers[cluster.number(cluster.leader_of(LOG), chance.randrange(3))]
-    pid = server.pid
+    pid = cluster.servers[cluster.leading()].pid
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(chance.uniform(2.0, 8.0))
-    os.kill(pid, signal.SIGCONT)
+    return lambda: os.kill(pid, signal.SIGCONT)
 
 
-def wiped(cluster: ProxiedCluster, chance: random.Random) -> None:
+def _wiped(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
     """A member dies and comes back with an empty disk; the others give it everything again."""
-    server: Server = cluster.servers[chance.randrange(3)]
-    cluster.wipe(server)
-    time.sleep(chance.uniform(0.2, 2.0))
-    server.start(COMES_UP)
-    cluster.wait_for_leader(COMES_UP)
+    victim: Server = chance.choice(cluster.servers)
+    cluster.wipe(victim)
+
+    def end() -> None:
+        victim.start(COMES_UP)
+        cluster.wait_for_leader(COMES_UP)
+
+    return end
 
 
-def resets(cluster: ProxiedCluster, chance: random.Random) -> None:
+def _resets(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
     """Connections break, between members and to agents, with RST or in order."""
     for _ in range(chance.randint(1, 5)):
-        proxy = chance.choice([*cluster.doors, *cluster.links.values()])
-        chance.choice((proxy.reset, proxy.drop))()
+        link = chance.choice([*cluster.doors, *cluster.links.values()])
+        chance.choice((link.reset, link.drop))()
         time.sleep(chance.uniform(0.05, 0.5))
+    return lambda: None
 
 
-def half_open(cluster: ProxiedCluster, chance: random.Random) -> None:
-    """One direction of one link is silent for a while."""
-    proxy = chance.choice([*cluster.doors, *cluster.links.values()])
-    if chance.random() < 0.5:
-        proxy.set(up=False)
-    else:
-        proxy.set(down=False)
-    time.sleep(chance.uniform(2.0, 12.0))
-    proxy.heal()
+def _half_open(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
+    """One direction of one link is silent: the other side hears nothing, and no end of it either."""
+    link = chance.choice([*cluster.doors, *cluster.links.values()])
+    silent = chance.choice(("up", "down"))
+    link.set(**{silent: False})
+    return link.heal
 
 
-def slow(cluster: ProxiedCluster, chance: random.Random) -> None:
-    """Every link is slow and thin for a while."""
-    proxies = [*cluster.doors, *cluster.links.values()]
-    for proxy in proxies:
-        proxy.set(delay=chance.uniform(0.0, 0.03), jitter=chance.uniform(0.0, 0.05), rate=chance.choice((0, 2e6)))
-    time.sleep(chance.uniform(3.0, 10.0))
-    for proxy in proxies:
-        proxy.heal()
+def _slow(cluster: ProxiedCluster, chance: random.Random) -> Callable[[], None]:
+    """Every link is slow and thin."""
+    links = [*cluster.doors, *cluster.links.values()]
+    for link in links:
+        link.set(delay=chance.uniform(0.0, 0.03), jitter=chance.uniform(0.0, 0.05), rate=chance.choice((0, 2e6)))
+
+    def end() -> None:
+        for link in links:
+            link.heal()
+
+    return end
 
 
-FAULTS: dict[str, Fault] = {
-    "cluster-stream-leader": stream_leader,
-    "cluster-meta-leader": meta_leader,
-    "cluster-consumer-leader": consumer_leader,
-    "cluster-minority": minority,
-    "cluster-minority-alone": minority_alone,
-    "cluster-rolling": rolling,
-    "cluster-all": all_killed,
-    "cluster-frozen": frozen,
-    "cluster-wiped": wiped,
-    "cluster-resets": resets,
-    "cluster-half-open": half_open,
-    "cluster-slow": slow,
+def _any(cluster: ProxiedCluster, chance: random.Random) -> int:
+    return chance.randrange(len(cluster.servers))
+
+
+CLUSTER: dict[str, ClusterFault] = {
+    "cluster-stream-leader": _killed(lambda cluster, chance: cluster.leading()),
+    "cluster-consumer-leader": _killed(lambda cluster, chance: cluster.leading(CONSUMER)),
+    "cluster-meta-leader": _killed(lambda cluster, chance: cluster.number(cluster.wait_for_leader(COMES_UP))),
+    "cluster-minority": _cut(lambda cluster, chance: cluster.leading(), agents=False),
+    "cluster-minority-alone": _cut(_any, agents=True),
+    "cluster-rolling": ClusterFault(_rolling),
+    "cluster-all": ClusterFault(_all_killed, (0.2, 2.0)),
+    "cluster-frozen": ClusterFault(_frozen, (2.0, 10.0)),
+    "cluster-wiped": ClusterFault(_wiped, (0.2, 2.0)),
+    "cluster-resets": ClusterFault(_resets),
+    "cluster-half-open": ClusterFault(_half_open, (2.0, 15.0)),
+    "cluster-slow": ClusterFault(_slow, (3.0, 10.0)),
 }
