@@ -70,7 +70,7 @@ class Submitter:
 
     async def _submit(self) -> None:
         for n in self._numbers:
-            while n >= self.allowed:  # noqa: ASYNC110 - a number, not a moment
+            while n >= self.allowed:
                 await asyncio.sleep(0.005)
             body = {"n": n, "book": str(self.book), "seconds": 0.02 + n % 7 / 50}
             while True:

@@ -57,6 +57,8 @@ def endings(seen: Evidence) -> Iterator[Violation]:
         may = due.types | ({"TaskDuplicate"} if door.key else set())
         if any(signal.position < ending.position for signal in cancels.get(door.position, ())):
             may |= {"TaskCancelled"}
+        if due.waits and seen.told.aggregates.get(f"inbox.{door.program}.{door.position}"):
+            may |= {"TaskCompleted"}
         if ending.type not in may:
             yield Violation("endings", f"{ending.type}: {ending.data}, and {sorted(may)} was due", door.position)
         elif ending.type == "TaskFailed" and ending.data.get("code") != due.code:
