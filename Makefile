@@ -36,7 +36,7 @@ steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and D
 	$(VENV)/bin/python benchmarks/durable_steps.py $(ARGS)
 
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
-	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+	$(VENV)/bin/python -m benchmarks.chaos $(ARGS)
 
 soak: $(VENV)/.test            ## an hour at 80 % of what the machine can do, with faults: does anything grow?
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
