@@ -37,7 +37,6 @@ class Calls:
     def __init__(self, client: Client, subjects: Subjects) -> None:
         self._client, self._subjects = client, subjects
         self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
-        self._objects = NatsObjects(client, subjects)
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
@@ -76,7 +75,7 @@ class Calls:
             if reply and not code and reply.status != 503:
                 return reply.data
             if reply and code == ELSEWHERE:
-                return await fetched(self._objects, reply)
+                return await fetched(NatsObjects(self._client, self._subjects, program=program), reply)
             if code and code not in ("202", "503"):
                 assert reply, "who has a code has a reply"
                 raise _error(int(code), reply)

@@ -17,7 +17,7 @@ from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
-from dspex.core.errors import EffectFailed, Forgotten, NotFound
+from dspex.core.errors import Forgotten, NotFound
 from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
@@ -41,8 +41,6 @@ class Seat:
     loop: asyncio.AbstractEventLoop
     vault: Vault
     guard: Guard
-    seals: bool = True
-    """There is a way to the keys."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -117,10 +115,7 @@ class Run:
         return isinstance(payload, EffectRecorded) and (payload.key in self.private or payload.name in self.private)
 
     def seal_effect(self, place: str) -> None:
-        """Have the record of an effect sealed: by its place, or all of a name. Raises EffectFailed where nothing can
-        be sealed: it is not performed then."""
-        if not self.seat.seals:
-            raise EffectFailed("it is private, and access rules give agents no way to the keys yet", name=place)
+        """Have the record of an effect sealed: by its place, or all of a name."""
         self.private |= {place}
 
     async def key(self) -> Key:
@@ -142,7 +137,9 @@ class Run:
             delivery = self.delivery
             headers = delivery.message.headers if delivery.message.has_headers else {}
             key = await self.key()
-            sealed = kept_input(key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at)
+            sealed = kept_input(
+                key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at, delivery.subject
+            )
             kept.insert(isinstance(kept[0], TaskClaimed), sealed)
         return kept
 

@@ -46,9 +46,8 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 logger = logging.getLogger("dspex.agents")
 
 MAX_OUTPUT = 63 << 20
-"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
-SECURED_OUTPUT = 1 << 20
-"""The same under access rules, which give agents no object store yet."""
+"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too, and
+under access rules every output."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -100,9 +99,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
-        # An account of its own has no way to the object store.
-        most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
-        limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
+        # What is private cannot be fetched from the object store; under access rules no client can fetch anything.
+        in_reply = self.guard.private or subjects.tenants
+        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if in_reply else MAX_OUTPUT
         self.assignments = Assignments(program, log, subjects, self.source)
         self._attempts = Attempts(
             program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
@@ -111,15 +110,16 @@ class Worker:
             cancelled=self._cancelled, done=self._free_slot,
         )  # fmt: skip
         self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
-            self.vault, self.guard, seals=not client.identity.account, lenient=program.on_change == "finish",
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
+            self.vault, self.guard, lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
         """Keys and objects over a connection."""
-        inline = SECURED_OUTPUT if client.identity.account else min(INLINE, client.max_payload // 4)
-        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
-        return Vault(keys, objects, inline=inline, master=self._master)
+        subjects, owner = self.subjects, self.name if self.subjects.tenants else ""
+        keys, objects = NatsKeys(client, subjects), NatsObjects(client, subjects, program=self.name)
+        inline = min(INLINE, client.max_payload // 4)
+        return Vault(keys, objects, inline=inline, master=self._master, owner=owner)
 
     # -- life
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
-from dspex.core.headers import KNOWN, TASK, TIME
+from dspex.core.headers import KNOWN, SUBJECT, TASK, TIME
 from dspex.core.ports import Subscription
 
 __all__ = ["Delivery", "Puller", "Queued", "Slots"]
@@ -43,6 +43,11 @@ class Delivery:
     def stored_at(self) -> float:
         return int(self._time) // 1000 / 1e6  # as an entry of the log says it
 
+    @property
+    def subject(self) -> str:
+        """Where it stands in the log, with its tenant."""
+        return self.message.subject
+
 
 class Queued(Delivery):
     """A task message from a log process's queue: where and when the log has it stands in its headers."""
@@ -59,6 +64,10 @@ class Queued(Delivery):
     @property
     def stored_at(self) -> float:
         return int(self._time) / 1e6
+
+    @property
+    def subject(self) -> str:
+        return self.message.headers.get(SUBJECT, "")
 
 
 class Slots(Protocol):

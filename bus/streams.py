@@ -23,7 +23,7 @@ from dspex.core.subjects import Subjects
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue",
     "has_stream", "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors",
-    "shorten_memory", "split_timers", "task_consumer", "timer_stream",
+    "shorten_memory", "split_timers", "stream_names", "task_consumer", "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -296,6 +296,18 @@ async def has_stream(connection: Connection, name: str) -> bool:
         return False
     _refuse(info, f"the stream {name}")
     return True
+
+
+async def stream_names(connection: Connection, subject: str) -> list[str]:
+    """The streams that hold something under a subject."""
+    found: list[str] = []
+    while True:
+        answer = await jetstream_api(connection, "STREAM.NAMES", {"subject": subject, "offset": len(found)})
+        _refuse(answer, "the names of its streams")
+        names = answer.get("streams") or []
+        found += names
+        if not names or len(found) >= int(answer.get("total", 0)):
+            return found
 
 
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:

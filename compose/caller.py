@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -14,8 +15,9 @@ from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.access import Role, account_of
 from dspex.core.codec import decode_page
-from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.errors import ConfigurationError, ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.events import Event
 from dspex.core.subjects import Subjects, valid_token
 
@@ -44,6 +46,7 @@ class Caller:
     def __init__(self, client: Client, prefix: str = "dspex") -> None:
         self.client, self.subjects = client, Subjects(prefix)
         self._guards = Guards(client, self.subjects)
+        self._keeper: Client | None = None
 
     @classmethod
     async def connect(
@@ -53,7 +56,25 @@ class Caller:
         return cls(await Client.connect(url, name="dspex caller", wait=wait, credentials=credentials), prefix)
 
     async def close(self) -> None:
+        if self._keeper:
+            await self._keeper.close()
         await self.client.close()
+
+    async def keeper(self) -> tuple[Client, Subjects]:
+        """A connection that keys and large values are read with, and its names: our own, or, on a system with access
+        rules, that of its archivist, whose identity stands beside the console's. Raises ConfigurationError."""
+        own = self.client.identity
+        if not own.secured:
+            return self.client, self.subjects
+        context = Path(self.client.credentials or "").with_name(f"{Role.ARCHIVIST}.json")
+        if self._keeper is None:
+            if account_of(Role.CONSOLE) != own.account or not context.is_file():
+                raise ConfigurationError(
+                    f"private and large values are read by those who have the data folder's own identities: {context} "
+                    "is not there"
+                )
+            self._keeper = await Client.connect(self.client.url, name="dspex keeper", credentials=str(context))
+        return self._keeper, Subjects(self.subjects.prefix, tenants=True)
 
     async def __aenter__(self) -> Self:
         return self

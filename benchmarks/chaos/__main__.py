@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.chaos.campaign import Options, Unavailable, campaign
 from benchmarks.chaos.faults import FAULTS, MIXES
+from benchmarks.chaos.history import History
 from benchmarks.chaos.report import Found, judge, table
 
 SHORT = Options(tasks=400, seed=4, rate=60.0, every=(0.5, 1.2), agents=2, clients=4)
@@ -58,25 +60,28 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--short", action="store_true", help="400 tasks, one class of most faults")
     parser.add_argument("--keep", type=Path, help="keep histories, logs and words in this folder")
-    parser.add_argument("--json", action="store_true", help="one object for each class, and nothing else")
+    parser.add_argument("--json", action="store_true", help="one object for each class")
     return parser.parse_args(arguments)
 
 
-def run_one(name: str, faults: tuple[str, ...], options: Options, keep: Path | None, quiet: bool) -> Found:
+def run_one(name: str, faults: tuple[str, ...], options: Options, keep: Path | None) -> Found:
     """One class, from its start to its figures."""
     begun = time.monotonic()
 
     def say(line: str) -> None:
-        if not quiet:
-            print(f"{time.monotonic() - begun:6.1f}s {line}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - begun:6.1f}s {line}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as place:
-        run = asyncio.run(campaign(name, faults, options, Path(place), say))
+        history = History()
+        try:
+            run = asyncio.run(campaign(name, faults, options, Path(place), history, say))
+        finally:
+            if keep:
+                keep.mkdir(parents=True, exist_ok=True)
+                history.save(keep / f"{name}-{options.log}-{options.seed}.history")
+                shutil.copy(Path(place, "words"), keep / f"{name}-{options.log}-{options.seed}.words")
         found = judge(run) | {"log": options.log, "seed": options.seed}
         if keep:
-            keep.mkdir(parents=True, exist_ok=True)
-            run.evidence.history.save(keep / f"{name}-{options.log}-{options.seed}.history")
-            (keep / f"{name}-{options.log}-{options.seed}.words").write_bytes(Path(place, "words").read_bytes())
             rows = [[row.position, row.time, row.subject, row.headers, row.body.decode(errors="replace")]
                     for row in run.evidence.told.rows]  # fmt: skip
             (keep / f"{name}-{options.log}-{options.seed}.log").write_text("\n".join(map(json.dumps, rows)))
@@ -103,7 +108,7 @@ def main(arguments: list[str]) -> int:
     found: list[Found] = []
     for name, faults in wanted.items():
         try:
-            found.append(run_one(name, faults, options, given.keep, given.json))
+            found.append(run_one(name, faults, options, given.keep))
         except Unavailable as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue

@@ -149,16 +149,18 @@ def _nothing(folder: Path) -> Iterator[Path]:
 
 
 async def campaign(
-    name: str, names: Sequence[str], options: Options, folder: Path, say: Callable[[str], None] = lambda line: None
-) -> Run:
+    name: str, names: Sequence[str], options: Options, folder: Path, history: History,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:  # fmt: skip
     """Run one class of faults, called `name`; `names` are its faults. Raises Unavailable, and AssertionError when
-    clients do not get done."""
-    history, happened = History(), list[Happened]()
+    clients do not get done; `history` has then what they had heard."""
+    happened = list[Happened]()
     with counting(folder) as book, _target(folder, names, options) as target:
         system = target.system
         clients = Clients(
-            system.plain, history, seed=options.seed, tasks=options.tasks, rate=options.rate, count=options.clients
-        )
+            system.plain, history, seed=options.seed, tasks=options.tasks, rate=options.rate, count=options.clients,
+            patience=options.patience,
+        )  # fmt: skip
         began = time.time()
         async with _progress(name, clients, happened, say), _faults(target, names, options, happened):
             await clients.run()

@@ -107,7 +107,7 @@ def keys(seen: Evidence) -> Iterator[Violation]:
     """Of all tasks with one key, one ran: it is the one that the key is bound to, and the others say so."""
     holders: dict[tuple[str, str], list[Door]] = defaultdict(list)
     for door in seen.told.tasks():
-        if 1 <= len(door.key) <= 256:
+        if 1 <= len(door.key) <= 256 and not door.garbled:
             holders[door.program, door.key].append(door)
     bound: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, events in seen.told.aggregates.items():

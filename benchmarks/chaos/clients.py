@@ -105,10 +105,10 @@ class Clients:
 
     def __init__(
         self, connect: Callable[[], Awaitable[Plain]], history: History, *, seed: int, tasks: int, rate: float,
-        count: int,
+        count: int, patience: float,
     ) -> None:  # fmt: skip
         self._connect, self.history, self.seed = connect, history, seed
-        self.tasks, self.rate, self.count = tasks, rate, count
+        self.tasks, self.rate, self.count, self.patience = tasks, rate, count, patience
         self.acknowledged = self.settled = 0
         self._clients: list[Client] = []
 
@@ -131,12 +131,27 @@ class Clients:
             if self.acknowledged >= self.tasks:
                 client.room.release()
                 break
-            task = asyncio.create_task(self._one(client, job(self.seed, n)))
+            task = asyncio.create_task(self._one(client, job(self.seed, n)), name=f"job {n}")
             under_way.add(task)
             task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+        await self._until_done(under_way)
         if self.acknowledged < self.tasks:
             raise AssertionError(f"{self.acknowledged} of {self.tasks} tasks were acknowledged")
+
+    async def _until_done(self, under_way: set[asyncio.Task[None]]) -> None:
+        """Wait for the rest. Raises AssertionError when nothing more gets done."""
+        left, settled, since = set(under_way), self.settled, time.monotonic()
+        while left:
+            done, left = await asyncio.wait(left, timeout=1.0)
+            for task in done:
+                task.result()
+            if done or self.settled > settled:
+                settled, since = self.settled, time.monotonic()
+            if time.monotonic() - since > self.patience:
+                names = sorted(task.get_name() for task in left)
+                for task in left:
+                    task.cancel()
+                raise AssertionError(f"{len(names)} jobs hang: {names[:5]}")
 
     def _numbers(self) -> Iterator[int]:
         """Enough for those that nobody knows whether they were stored."""

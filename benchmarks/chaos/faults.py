@@ -164,7 +164,7 @@ async def _full_disk(target: Target, chance: random.Random) -> AsyncIterator[Non
     try:
         yield
     finally:
-        filler.unlink()
+        filler.unlink(missing_ok=True)  # another that began later may have ended first
 
 
 @asynccontextmanager
@@ -299,12 +299,13 @@ async def unleash(target: Target, planned: Sequence[Planned], happened: list[Hap
 
     try:
         for plan in planned:
-            await asyncio.sleep(plan.after)
-            async with target.starting:  # nobody can be looked for while the whole system is down
+            async with target.starting:  # the time counts from when the system that was killed is up again
                 pass
+            await asyncio.sleep(plan.after)
             task = asyncio.create_task(one(plan))
             running.add(task)
             task.add_done_callback(running.discard)
+            await asyncio.sleep(0)
     finally:
         for done in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(done, BaseException):

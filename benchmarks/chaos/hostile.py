@@ -25,7 +25,8 @@ HEADERS = (
 )  # fmt: skip
 VALUES = (
     "", "0", "-1", "NaN", "1e999", "42@7", "1@1", "999999999999999999999", "x" * 5000, "\xff\xfe",
-    "2026-13-45T99:99:99Z", "dspex.task.chaos", "dspex.event.task.chaos.1", "_INBOX.x", "null", "{}", "../../etc/passwd", "%s%n", "\x00", "é",
+    "2026-13-45T99:99:99Z", "dspex.task.chaos", "dspex.event.task.chaos.1", "_INBOX.x",
+    "null", "{}", "../../etc/passwd", "%s%n", "\x00", "é",
 )  # fmt: skip
 KINDS = (
     "bytes", "bytes", "types", "deep", "huge", "headers", "headers", "subject", "replay", "replay", "flipped", "reply",
