@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
@@ -43,6 +44,8 @@ class Seat:
     guard: Guard
     seals: bool = True
     """There is a way to the keys."""
+    breakers: Breakers | None = None
+    """The circuit breakers of the agent; None where no effect has one."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -188,6 +191,12 @@ class Run:
     def lenient(self) -> bool:
         """Whether a record counts although the code asks for it otherwise now."""
         return self.seat.lenient
+
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
+        assert self.seat.breakers, "an agent has breakers"
+        return self.seat.breakers
 
     @property
     def branches(self) -> set[asyncio.Task[Any]]:

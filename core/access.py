@@ -90,6 +90,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.result.{program}", "agent", "the result of a task of one's own", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.variables.{program}.get", "agent", "the values in force", all=_CLIENTS),
     Rule("{p}.variables.{program}.propose", "agent", "propose values", all=_CONSOLE),
+    Rule("{p}.breakers.{program}.reset", "agent", "close a circuit breaker by hand", all=_CONSOLE),
     Rule("$SRV.>", "agent", "what runs", all=_CONSOLE, replies="many"),
     Rule("{p}.task.{program}", "log", "submit a task", all=(*_CLIENTS, Role.AGENT), tenant=True),
     Rule("{p}.task.{program}.*", "log", "store an ask for whoever asks", own=_AGENT),
@@ -99,6 +100,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.event.inbox.{program}.*", "log", "signals that arrived", own=_AGENT),
     Rule("{p}.event.key.{program}.*", "log", "whose an idempotency key is", own=_AGENT),
     Rule("{p}.event.variables.{program}.*", "log", "proposals of values", own=_AGENT),
+    Rule("{p}.event.breaker.{program}.*", "log", "changes of its circuit breakers", own=_AGENT),
     Rule("{p}.event.agent.{program}.*", "log", "that it started and stopped", own=_AGENT),
     Rule("{p}.timer.{program}.*", "log", "timers of sleeping tasks", own=_AGENT),
     Rule("{p}.wake.{program}", "log", "wake a task", own=_AGENT),
@@ -134,8 +136,9 @@ SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
-            "{p}.lease.registrar", *_ANSWERS,
+            "$JS.API.CONSUMER.INFO.{log}.*", "$JS.API.INFO",
+            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.event.doors.*.*", "{p}.key.*", "{p}.wake.*",
+            "{p}.archive.*", "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),
     ),
