@@ -285,6 +285,24 @@ class Caller:
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
+    async def breakers(self) -> list[dict[str, Any]]:
+        """The circuit breakers that agents have asked since they started, as whoever knows most of each has it."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for answer in await self.gather():
+            data = answer.get("data") or {}
+            for breaker in data.get("breakers", ()):
+                place = data["program"], breaker["effect"]
+                rank = breaker["version"], breaker["calls"]
+                if place not in found or (found[place]["version"], found[place]["calls"]) < rank:
+                    found[place] = {"program": data["program"], **breaker}
+        return [found[place] for place in sorted(found)]
+
+    async def reset_breaker(self, program: str, effect: str, *, who: str = "") -> dict[str, Any]:
+        """Close a circuit breaker by hand: `{"program", "effect", "before", "state", "version"}`."""
+        door, body = self.subjects.breakers(program, "reset"), msgspec.json.encode({"effect": effect})
+        reply = await self._request(door, body, 10.0, {h.ACTOR: who} if who else None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     # -- inside
 
     def _door(self, door: str, program: str) -> str:

@@ -178,6 +178,9 @@ class BreakerOpen(TaskError):
         self.due = due
         self.args = (message, due)  # what is recorded of it, and what it is made from again
 
+    def __str__(self) -> str:
+        return self.message
+
 
 _BY_CODE: dict[int, type[TaskError]] = {
     kind.code: kind
