@@ -103,7 +103,10 @@ class Worker:
         self.breakers = Breakers(client, log, subjects, self.name, agent)
         self._pullers: list[Puller] = []
         queue = program.max_queue if max_queue is None else max_queue
-        self.backlog = Backlog(self.name, queue, lambda: bool(self._pullers) and self._pullers[0].hungry)
+        self.backlog = Backlog(
+            client, (place.stream, place.consumer), self.name, queue,
+            lambda: bool(self._pullers) and self._pullers[0].hungry,
+        )  # fmt: skip
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()

@@ -110,6 +110,7 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.API.CONSUMER.MSG.NEXT.{log}.task-{program}", "log", "ask for tasks", own=_AGENT, replies="many"),
     Rule("$JS.API.CONSUMER.MSG.NEXT.{log}.signal-{program}", "log", "ask for signals", own=_AGENT, replies="many"),
     Rule("$JS.API.CONSUMER.MSG.NEXT.{timer}.wake-{program}", "log", "ask for wakes", own=_AGENT, replies="many"),
+    Rule("$JS.API.CONSUMER.INFO.{log}.task-{program}", "log", "how many of its tasks wait", own=_AGENT),
     Rule("$JS.ACK.{log}.task-{program}.>", "log", "acknowledge tasks", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{log}.signal-{program}.>", "log", "acknowledge signals", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{timer}.wake-{program}.>", "log", "acknowledge wakes", own=_AGENT, replies="none"),

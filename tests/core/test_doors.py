@@ -78,4 +78,4 @@ def test_the_fold_knows_whether_doors_are_closed() -> None:
 @pytest.mark.parametrize("wrong", [{"high_water": 0.5}, {"low_water": 0.0}, {"high_water": 1.2}], ids=str)
 def test_marks_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="low_water"):
-        Marks(**wrong)
+        Marks(**wrong)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from dspex import Breaker, BreakerOpen, Program, Retry, Schema, effect
 
@@ -110,7 +111,7 @@ class Pay(Program):
 class Insistent(Pay):
     """Lets a refusal end the run, and is tried again."""
 
-    retry = Retry(attempts=20, backoff=0.05, factor=1, jitter=0)
+    retry: ClassVar[Retry | None] = Retry(attempts=20, backoff=0.05, factor=1, jitter=0)
 
     async def predict(self, input: Pay.Input) -> Pay.Output:
         return self.Output(said=await pay(input.folder, input.task), pid=os.getpid())
