@@ -15,7 +15,7 @@ from dspex.agents.grounds import Ground
 from dspex.agents.journal import record
 from dspex.core.codec import decode_commit
 from dspex.core.doors import Marks, closed_doors, doors_aggregate, over_marks, over_open
-from dspex.core.errors import LogError
+from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import DoorsClosed, DoorsOpened
 from dspex.core.subjects import Subjects
 
@@ -66,7 +66,7 @@ class Doorkeeper:
         while True:
             try:
                 await self._look()
-            except LogError as error:
+            except (LogError, ConnectionFailed, TimeoutError) as error:
                 logger.debug("how full the log is cannot be seen: %s", error)
             await asyncio.sleep(LOOK)
 
