@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
@@ -41,6 +42,8 @@ class Seat:
     loop: asyncio.AbstractEventLoop
     vault: Vault
     guard: Guard
+    breakers: Breakers | None = None
+    """The circuit breakers of the agent; None where no effect has one."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -185,6 +188,12 @@ class Run:
     def lenient(self) -> bool:
         """Whether a record counts although the code asks for it otherwise now."""
         return self.seat.lenient
+
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
+        assert self.seat.breakers, "an agent has breakers"
+        return self.seat.breakers
 
     @property
     def branches(self) -> set[asyncio.Task[Any]]:
