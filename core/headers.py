@@ -10,8 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "SEALED", "TASK", "TIME", "WAIT", "deadline_of", "fork_of",
-    "key_of", "reply_of", "sealed", "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "SEALED", "TASK", "TIME", "WAIT", "deadline_of",
+    "fork_of", "key_of", "reply_of", "sealed", "wait_of",
 ]
 
 ACTOR = "Dspex-Actor"
@@ -23,6 +23,8 @@ PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
+RETRY = "Dspex-Retry"
+"""The task that this one is a retry of: as a fork of it, it does again what had failed there."""
 CODE = "Dspex-Code"
 """The code version that the task must run on."""
 TASK = "Dspex-Task"

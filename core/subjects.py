@@ -130,6 +130,10 @@ class Subjects:
     def variables(self, program: str, verb: str) -> str:
         return f"{self.prefix}.variables.{program}.{verb}"
 
+    def dlq(self, program: str, verb: str) -> str:
+        """What is to be done about a dead letter: `retry` or `drop`."""
+        return f"{self.prefix}.dlq.{program}.{verb}"
+
     def log(self, verb: str) -> str:
         return f"{self.prefix}.log.{verb}"
 
