@@ -13,6 +13,10 @@ def note(book: str, *words: object) -> None:
         file.write(" ".join(map(str, words)) + "\n")
 
 
+def cured(book: str) -> bool:
+    return Path(f"{book}.antidote").exists()
+
+
 @effect
 async def paid(book: str, n: int) -> int:
     note(book, "paid", n, idempotency_key())
@@ -23,7 +27,7 @@ async def paid(book: str, n: int) -> int:
 async def deadly(book: str) -> str:
     """Under way when its process dies, as long as there is no antidote."""
     note(book, "deadly", idempotency_key())
-    if not Path(f"{book}.antidote").exists():
+    if not cured(book):
         os._exit(9)
     return "cured"
 
@@ -31,7 +35,7 @@ async def deadly(book: str) -> str:
 @effect
 async def down(book: str) -> str:
     note(book, "down", idempotency_key())
-    if not Path(f"{book}.antidote").exists():
+    if not cured(book):
         raise ConnectionError("the line is down")
     return "up"
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from tests.e2e.plain import Plain
+from tests.e2e.plain import Plain, Reply
 from tests.e2e.running import Running
 
-from dspex.console.main import cli
+from dspex.console import main
 
 APP = Path(__file__).parent / "failing.py"
-PLANS = [(f"{APP}:Letter", 1), (f"{APP}:Sealed", 1)]
+PLANS = [(f"{APP}:Letter", 2), (f"{APP}:Sealed", 1)]
 
 
 @pytest.fixture
@@ -35,13 +35,19 @@ def lines(book: Path, word: str) -> list[str]:
 def run(system: Running, *command: str, code: int = 0) -> list[dict[str, Any]]:
     """What `dspex dlq …` prints as JSON."""
     place = [] if "--log" in command else ["--nats", system.url]
-    done = CliRunner().invoke(cli, ["dlq", *command, "--json", "--data", str(system.data), *place])
-    assert done.exit_code == code, (done.output, done.exception)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        found = main.run(["dlq", *command, "--json", "--data", str(system.data), *place])
+    assert found == code, printed.getvalue()
+    return [json.loads(line) for line in printed.getvalue().splitlines()]
 
 
 async def dlq(system: Running, *command: str, code: int = 0) -> list[dict[str, Any]]:
     return await asyncio.to_thread(lambda: run(system, *command, code=code))
+
+
+async def retried(plain: Plain, body: bytes) -> Reply:
+    return Reply(await plain.nc.request("dspex.dlq.letter.retry", body, timeout=60))
 
 
 async def dead(plain: Plain, book: Path, **more: object) -> int:
@@ -61,8 +67,9 @@ async def test_a_retry_goes_on_with_what_was_recorded_and_runs_once(shared: Runn
 
     cure(book)
     [first] = await dlq(shared, "retry", str(task))
-    again = await asyncio.gather(*(dlq(shared, "retry", str(task)) for _ in range(3)))
-    assert first["fresh"] and [it[0]["retried"] for it in again] == [first["retried"]] * 3
+    body = json.dumps({"task": task}).encode()
+    again = await asyncio.gather(*(retried(plain, body) for _ in range(3)))
+    assert first["fresh"] and [it.json["retried"] for it in again] == [first["retried"]] * 3
     for name in (str(task), json.dumps(key), first["retried"]):
         answer = await plain.final("letter", name)
         assert (answer.code, answer.json["said"], answer.task) == (None, "cured", first["retried"])
@@ -75,15 +82,15 @@ async def test_a_retry_goes_on_with_what_was_recorded_and_runs_once(shared: Runn
 
 
 async def test_a_clean_retry_begins_anew_with_keys_of_its_own(shared: Running, plain: Plain, book: Path) -> None:
-    task = await dead(plain, book)
+    task = await dead(plain, book, do="down")
     cure(book)
     [made] = await dlq(shared, "retry", str(task), "--clean")
-    assert (await plain.final("letter", made["retried"])).json["said"] == "cured"
-    assert len(set(lines(book, "paid"))) == 2 and len(set(lines(book, "deadly"))) == 2
+    assert (await plain.final("letter", made["retried"])).json["said"] == "up"
+    assert len(set(lines(book, "paid"))) == 2 and len(set(lines(book, "down"))) == 2
 
 
 async def test_a_retry_may_set_input_and_variables(shared: Running, plain: Plain, book: Path) -> None:
-    task = await dead(plain, book)
+    task = await dead(plain, book, do="raise")
     [made] = await dlq(shared, "retry", str(task), "--set", "input.do=sung", "--set", "style=full")
     answer = await plain.final("letter", made["retried"])
     assert (answer.json["said"], answer.json["style"]) == ("sung", "full")
@@ -107,12 +114,13 @@ async def test_what_failed_after_its_retries_is_one_too_and_what_failed_is_done_
 async def test_a_dropped_one_leaves_the_list_and_the_log_says_who_and_why(
     shared: Running, plain: Plain, book: Path
 ) -> None:
-    task = await dead(plain, book)
+    task = await dead(plain, book, do="down")
+    assert str(task) in [it["task"] for it in await dlq(shared, "ls", "--failed")]
     [done] = await dlq(shared, "drop", str(task), "--why", "nobody wants it")
     [again] = await dlq(shared, "drop", str(task), "--why", "really nobody")
     assert (done["fresh"], again["fresh"]) == (True, False)
-    assert str(task) not in [it["task"] for it in await dlq(shared, "ls")]
-    [found] = [it for it in await dlq(shared, "ls", "--all") if it["task"] == str(task)]
+    assert str(task) not in [it["task"] for it in await dlq(shared, "ls", "--failed")]
+    [found] = [it for it in await dlq(shared, "ls", "--failed", "--all") if it["task"] == str(task)]
     assert found["dropped"].endswith("nobody wants it")
     story = await plain.story()
     [event] = story.events(f"dlq.letter.{task}")
@@ -128,8 +136,7 @@ async def test_only_who_ended_without_an_output_is_retried_or_dropped(
     for command in (("retry", str(good)), ("drop", str(good), "--why", "x"), ("retry", "999999999")):
         [refused] = await dlq(shared, *command, code=1)
         assert refused["error"]["code"] == (404 if "999999999" in command else 409)
-    reply = await plain.request("dspex.dlq.letter.retry", b'{"task": 1, "tsk": 2}')
-    assert reply.code == 400
+    assert (await retried(plain, b'{"task": 1, "tsk": 2}')).code == 400
 
 
 async def test_the_history_names_every_attempt_and_how_it_ended(shared: Running, plain: Plain, book: Path) -> None:
@@ -157,15 +164,15 @@ async def test_a_private_input_is_not_shown_and_a_retry_has_it(shared: Running, 
 async def test_all_of_a_program_are_retried_at_once_and_a_file_is_read_without_a_system(
     shared: Running, plain: Plain, book: Path
 ) -> None:
-    task = await dead(plain, book)
+    task = await dead(plain, book, do="down")
     cure(book)
-    made = {it["task"]: it["retried"] for it in await dlq(shared, "retry", "--all", "letter")}
+    made = {it["task"]: it["retried"] for it in await dlq(shared, "retry", "--all", "letter", "--failed")}
     assert str(task) in made
-    assert (await plain.final("letter", made[str(task)])).json["said"] == "cured"
-    assert await dlq(shared, "retry", "--all", "letter") == []
+    assert (await plain.final("letter", made[str(task)])).json["said"] == "up"
+    assert made.keys().isdisjoint(it["task"] for it in await dlq(shared, "retry", "--all", "letter", "--failed"))
     file = shared.log_file or shared.data / "archive.db"
     for _ in range(300):
-        offline = {it["task"]: it["retried"] for it in await dlq(shared, "ls", "letter", "--log", str(file))}
+        offline = {it["task"]: it["retried"] for it in await dlq(shared, "ls", "letter", "--failed", "--log", str(file))}
         if made.items() <= offline.items():
             break
         await asyncio.sleep(0.1)
