@@ -26,6 +26,8 @@ EXIT_REFUSED = 76
 EXIT_TAKEN = 77
 """A child whose identity another process still has: it has done nothing."""
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+INHERITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+"""Signals whose handlers a child inherits and must let go of."""
 CloseOthers = Callable[[], None]
 
 
@@ -56,15 +58,19 @@ def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[
     ours, theirs = link_pair()
     sys.stdout.flush()
     sys.stderr.flush()
+    # A signal that reaches the child before it has let go of our handlers would be taken for ours, and lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INHERITED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return pid, ours
     code = 70
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+        for number in INHERITED:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.close()
         close_others()
         random.seed()

@@ -26,6 +26,8 @@ __all__ = ["Endpoint", "Request", "Service", "error_reply"]
 logger = logging.getLogger("dspex.bus")
 
 QUEUE = "q"
+BUSY = 1.0
+"""Seconds after which a request is worth trying again that came when a service had all it may work on."""
 Handler = Callable[["Request"], Coroutine[Any, Any, None] | None]
 
 
@@ -36,6 +38,8 @@ def error_reply(error: TaskError, task: str | None = None) -> tuple[bytes, dict[
     fields = {h.ERROR_CODE: str(error.code), h.ERROR: " ".join(error.message.split())[:500]}
     if task:
         fields[h.TASK] = task
+    if error.retry_after is not None:
+        fields[h.RETRY_AFTER] = f"{error.retry_after:.3f}"
     return body, fields
 
 
@@ -159,7 +163,8 @@ class Service:
         request = Request(message, self._client, endpoint)
         try:
             if len(self._tasks) >= self._limit:
-                raise LimitExceeded(f"{self._limit:,} requests are being worked on here; try again in a moment")
+                sentence = f"{self._limit:,} requests are being worked on here; try again in a moment"
+                raise LimitExceeded(sentence, retry_after=BUSY)
             work = endpoint.handler(request)
         except Exception as error:
             _refuse(request, error)

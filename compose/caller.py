@@ -314,7 +314,10 @@ def _error(code: int, reply: Message) -> TaskError:
     except (msgspec.DecodeError, AttributeError):
         error = {}
     message = error.get("message") or reply.headers.get(h.ERROR, "")
-    return task_error(code, message, type=error.get("type", ""), task=error.get("task") or reply.headers.get(h.TASK))
+    return task_error(
+        code, message, type=error.get("type", ""), task=error.get("task") or reply.headers.get(h.TASK),
+        retry_after=h.retry_after_of(reply.headers),
+    )  # fmt: skip
 
 
 def _process(data: Mapping[str, Any]) -> dict[str, Any]:

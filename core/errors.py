@@ -88,16 +88,18 @@ class TaskError(DspexError):
     """A task did not end in an output.
 
     Fields: `code` (the `Nats-Service-Error-Code`), `type` (the error's class name), `message`, `task` (its id or
-    None), and `detail`, which is for the program's author and is never sent to a client.
+    None), `retry_after` (seconds after which it is worth trying again, or None), and `detail`, which is for the
+    program's author and is never sent to a client.
     """
 
     code: int = 500
     detail: str = ""
 
     def __init__(
-        self, message: str, *, type: str = "", task: str | None = None, code: int | None = None
-    ) -> None:
-        self.message, self.task = message, task
+        self, message: str, *, type: str = "", task: str | None = None, code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:  # fmt: skip
+        self.message, self.task, self.retry_after = message, task, retry_after
         self.type = type or self.__class__.__name__
         if code is not None:
             self.code = code
@@ -175,9 +177,11 @@ _BY_CODE: dict[int, type[TaskError]] = {
 }
 
 
-def task_error(code: int, message: str, *, type: str = "", task: str | None = None) -> TaskError:
+def task_error(
+    code: int, message: str, *, type: str = "", task: str | None = None, retry_after: float | None = None
+) -> TaskError:
     """The error class for a service error code; an unknown code gives a plain TaskError that carries it."""
-    return _BY_CODE.get(code, TaskError)(message, type=type, task=task, code=code)
+    return _BY_CODE.get(code, TaskError)(message, type=type, task=task, code=code, retry_after=retry_after)
 
 
 def _shown(value: object, limit: int = 80) -> str:

@@ -10,9 +10,9 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "SEALED", "TASK", "TIME", "WAIT", "deadline_of", "fork_of",
-    "key_of", "reply_of", "sealed", "wait_of",
-]
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY_AFTER", "SEALED", "TASK", "TIME", "WAIT", "deadline_of",
+    "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
+]  # fmt: skip
 
 ACTOR = "Dspex-Actor"
 KEY = "Dspex-Key"
@@ -36,6 +36,9 @@ TIME = "Dspex-Time"
 """On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
 KNOWN = "Dspex-Known"
 """On a task in a log process's queue: it may have been delivered before."""
+
+RETRY_AFTER = "Dspex-Retry-After"
+"""On a refusal that passes: seconds after which it is worth trying again."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 REQUEST_INFO = "Nats-Request-Info"
@@ -110,6 +113,15 @@ def reply_of(headers: Mapping[str, str]) -> str:
     not make us publish anywhere else."""
     reply = headers.get(REPLY, "")
     return reply if len(reply) < MAX_REPLY and _INBOX.fullmatch(reply) else ""
+
+
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
+    """Seconds after which a refused request is worth trying again; None when the refusal does not say."""
+    try:
+        seconds = float(headers.get(RETRY_AFTER, ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < 1e9 else None
 
 
 def wait_of(headers: Mapping[str, str]) -> float:

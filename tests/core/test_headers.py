@@ -85,3 +85,9 @@ def test_a_wait_is_seconds_and_at_most_25(text: str, seconds: float) -> None:
 def test_another_wait_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="Dspex-Wait"):
         h.wait_of({h.WAIT: text})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2.5", 2.5), ("0", 0.0), ("", None), ("soon", None), ("-1", None), ("nan", None)])
+def test_a_time_to_try_again_is_seconds_or_nothing(text: str, seconds: float | None) -> None:
+    assert h.retry_after_of({h.RETRY_AFTER: text}) == seconds
+    assert h.retry_after_of({}) is None
