@@ -354,6 +354,7 @@ def test_restarts_are_counted_over_the_death_of_the_supervisor(family: Callable[
     assert one.births("serve-0", 3)[2]["restarts"] == 1
     assert one.births("serve-1", 2)[1]["restarts"] == 0
 
+
 def test_a_child_that_is_told_to_end_before_it_has_begun_ends() -> None:
     code = """
 import os, signal, time
