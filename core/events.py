@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded", "Event",
-    "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded",
+    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
     "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
     "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
