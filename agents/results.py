@@ -8,7 +8,7 @@ import msgspec
 
 from dspex.agents.keys import key_aggregate
 from dspex.agents.owners import may_see
-from dspex.agents.vault import Vault, held_of
+from dspex.agents.vault import Vault, held_of, submission_of
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.bus.wire import Handler
@@ -16,7 +16,7 @@ from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Forgotten, InvalidInput, NotFound, TaskError, task_error
 from dspex.core.events import Event, Held, KeyBound, Payload, TaskForgotten
-from dspex.core.ports import Log
+from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -83,8 +83,8 @@ class Results:
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self._log.entry(position) if position > 0 else None
-            if entry is None and position > 0 and await self._was_erased(position):
-                return str(position)
+            if entry is None and position > 0:  # its message may be gone because its input was private
+                entry = await self._kept(str(position))
             if entry is None and 0 < position <= await self._log.head():
                 raise forgotten(self._program, name)
             if (
@@ -100,10 +100,11 @@ class Results:
         assert isinstance(bound, KeyBound)
         return bound.task
 
-    async def _was_erased(self, position: int) -> bool:
-        """Whether the message of a task is gone because its input was private and came in the open."""
-        name = aggregate("task", self._program, position)
-        return not self._subjects.tenants and await self._log.last(name) is not None
+    async def _kept(self, task: str) -> Entry | None:
+        """The submission of a task as its own events keep it."""
+        entries = await self._log.read(aggregate("task", self._program, task))
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        return submission_of(task, events, self._subjects)
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""
@@ -117,7 +118,7 @@ class Results:
         """The reply of an ended task, of whose last event `end` is what the log keeps."""
         held = held_of(end)
         if held and held.blob and not held.key and held.size > self._client.max_payload - ENVELOPE:
-            return elsewhere(task, self._subjects.bucket, held)
+            return elsewhere(task, self._subjects.bucket_of(self._program), held)
         return answer_of(state, task)
 
     async def ended(self, task: str, events: list[Event], state: TaskState) -> tuple[bytes, dict[str, str]] | None:

@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dspex.core.breaker import fold as breaker
+from dspex.core.doors import fold as doors
 from dspex.core.events import (
     AgentCrashed,
     AgentGaveUp,
@@ -133,6 +135,8 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="inbox", version=1, initial=InboxState(), evolve=_inbox, load=_loads(InboxState)),
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
+        breaker,
+        doors,
         Fold(kind="agent", version=2, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )

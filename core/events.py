@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded",
-    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "BreakerClosed",
+    "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded", "Event", "Head", "Held",
+    "InputSealed", "KeyBound", "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "SignalReceived",
     "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
     "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
@@ -254,6 +255,66 @@ class AgentGaveUp(Payload, frozen=True, kw_only=True):
     restarts: int = 0
 
 
+class Permit(Struct, frozen=True):
+    """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
+
+    holder: str
+    until: float
+
+
+class BreakerOpened(Payload, frozen=True, kw_only=True):
+    """An effect is not called until `due` (seconds since the epoch): of the `calls` in `window` so many failed
+    (`reason` "failures"), were slow ("slow"), or its trial calls did no better ("trial"). `since` is when that was."""
+
+    reason: str
+    calls: int
+    failures: int
+    slow: int
+    window: str
+    since: float
+    due: float
+
+
+class BreakerHalfOpened(Payload, frozen=True, kw_only=True):
+    """A trial call of an effect that was not called began or ended: `permits` are those under way, `calls`, `failures`
+    and `slow` those that ended; `since` is when the breaker opened."""
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    permits: list[Permit] = field(default_factory=list)
+    since: float = 0.0
+
+
+class BreakerClosed(Payload, frozen=True, kw_only=True):
+    """An effect is called again: its trial calls went well (`reason` "trial"), or somebody said so ("reset", `by`)."""
+
+    reason: str
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    by: str = ""
+
+
+class DoorsClosed(Payload, frozen=True, kw_only=True):
+    """No new task of `program` ("" of any) is stored for now: `reason` ("room" or "open") and `message` say why. `used`
+    is the measure that is out of bounds and `limit` its bound, both in bytes or in tasks."""
+
+    reason: str
+    message: str
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
+class DoorsOpened(Payload, frozen=True, kw_only=True):
+    """New tasks are stored again. `used` is the measure as it is now, `limit` what it had to fall to."""
+
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
 class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
@@ -268,6 +329,9 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
         ProgramRegistered, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
         AgentGaveUp,
+
+
+        BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
     )
 }  # fmt: skip
 
