@@ -21,6 +21,7 @@ from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
+from dspex.agents.isolation import Isolation
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -114,15 +115,17 @@ class Worker:
         in_reply = self.guard.private or subjects.tenants
         limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if in_reply else MAX_OUTPUT
         self.assignments = Assignments(program, log, subjects, self.source)
+        self.isolation = Isolation(self._slots, self.running, self._hold, lambda: self.stuck > 0)
         self._attempts = Attempts(
             program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
             guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
             assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
-            cancelled=self._cancelled, done=self._free_slot,
+            cancelled=self._cancelled, done=self._free_slot, isolation=self.isolation,
         )  # fmt: skip
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
-            self.vault, self.guard, lenient=program.on_change == "finish", breakers=self.breakers,
+            self.vault, self.guard, breakers=self.breakers, timeout=program.timeout,
+            lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
@@ -163,10 +166,24 @@ class Worker:
             puller.on_missing = on_missing
             puller.start()
 
+    def _hold(self, still: bool) -> None:
+        """Take no tasks for a while, or again: somebody has to be alone."""
+        for puller in self._pullers[:2]:
+            if still:
+                puller.pause()
+            else:
+                puller.resume()
+
     async def drain(self, grace: float) -> None:
         """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
         for puller in self._pullers:
             puller.stop()
+        for run in [run for run in self.running.values() if run.waiting]:
+            run.abandoned = True
+            self.client.acknowledge(run.delivery.message, NAK)
+            if run.task:
+                run.task.cancel()
+            self._forget(run)
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)

@@ -187,6 +187,31 @@ class Caller:
         body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
         return await self._store("signal", program, msgspec.json.encode(body), {})
 
+    async def retry(
+        self, task: str, *, program: str = "", clean: bool = False, values: Mapping[str, Any] | None = None,
+        actor: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Submit a task that ended without an output again: `{"program", "task", "retried", "fresh"}`, `retried` being
+        the new task. Without its `program` the log is asked for that.
+
+        Raises Conflict for a task that is under way or has its output, NotFound, InvalidInput, Unavailable.
+        """
+        body = {"task": task, "clean": clean, "set": dict(values or {}), "actor": actor}
+        return await self._letter("retry", program or await self.program_of(task), body)
+
+    async def drop(self, task: str, why: str, *, program: str = "", actor: str = "") -> dict[str, Any]:
+        """Have nothing more done about a task that ended without an output: `{"program", "task", "dropped", "fresh"}`.
+        Raises as `retry` does."""
+        body = {"task": task, "why": why, "actor": actor}
+        return await self._letter("drop", program or await self.program_of(task), body)
+
+    async def _letter(self, verb: str, program: str, body: dict[str, Any]) -> dict[str, Any]:
+        if not valid_token(program):
+            raise NotFound(f"{program[:80]!r} is no program's name")
+        subject = self.subjects.dlq(program, verb)
+        reply = await self._request(subject, msgspec.json.encode(body), SUBMIT_WAIT, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:
         """Have what a task holds forgotten, for good: `{"task", "program", "keys", "objects", "later"}`.
 

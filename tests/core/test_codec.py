@@ -23,6 +23,7 @@ from dspex.core.events import (
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    AttemptDied,
     BreakerClosed,
     BreakerHalfOpened,
     BreakerOpened,
@@ -72,7 +73,9 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     OutcomeReported: st.builds(OutcomeReported, program=text, outcome=raw),
     SignalSent: st.builds(SignalSent, program=text, signal=raw),
     SignalReceived: st.builds(SignalReceived, name=text, position=number, value=raw, held=maybe),
-    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text),
+    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text,
+        alone=st.just(UNSET) | st.booleans()),
+    AttemptDied: st.builds(AttemptDied, attempt=number, agent=text, reason=text, alone=st.booleans()),
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
         arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
