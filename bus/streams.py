@@ -18,12 +18,13 @@ import msgspec
 
 from dspex.core.errors import ConfigurationError, LogCorrupt, LogError
 from dspex.core.ports import Connection, Message
-from dspex.core.subjects import Subjects
+from dspex.core.subjects import STORED_DOORS, Subjects
 
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue",
-    "has_stream", "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors",
-    "shorten_memory", "split_timers", "stream_names", "task_consumer", "timer_stream",
+    "has_stream", "jetstream_api", "lease_stream", "log_bytes", "log_stream", "queue_stream", "restored_to",
+    "set_doors", "shorten_memory", "split_timers", "storage_left", "stream_names", "task_consumer", "tasks_at",
+    "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -49,9 +50,16 @@ TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
 
 
-def log_stream(subjects: Subjects, programs: Iterable[str], replicas: int = 1) -> dict[str, Any]:
-    """The log's stream: all events, and the stored doors of every registered program."""
-    doors = [door for program in sorted(programs) for door in subjects.doors(program)]
+def log_stream(
+    subjects: Subjects, programs: Iterable[str], replicas: int = 1, shut: Collection[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """The log's stream: all events, and the stored doors of every registered program but those that are `shut`, pairs
+    of door and program."""
+    doors = [
+        subject
+        for program in sorted(programs) for door in STORED_DOORS if (door, program) not in shut
+        for subject in subjects.filters(door, program)
+    ]  # fmt: skip
     return {
         "name": subjects.stream,
         "description": "dspex: every event, and the doors of every registered program",
@@ -332,17 +340,40 @@ async def restored_to(connection: Connection, subjects: Subjects) -> int:
     return int(info["config"].get("metadata", {}).get(RESTORED, 0))
 
 
-async def set_doors(connection: Connection, subjects: Subjects, programs: Iterable[str]) -> None:
-    """Bring the stream's subjects to the events and the doors of exactly these programs."""
+async def set_doors(
+    connection: Connection, subjects: Subjects, programs: Iterable[str], shut: Collection[tuple[str, str]] = ()
+) -> None:
+    """Bring the stream's subjects to the events and the doors of exactly these programs, but those that are `shut`."""
     info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
     _refuse(info, f"the stream {subjects.stream}")
     config = info["config"]
-    wanted = log_stream(subjects, programs)["subjects"]
+    wanted = log_stream(subjects, programs, shut=shut)["subjects"]
     if sorted(config["subjects"]) != sorted(wanted):
         answer = await jetstream_api(
             connection, f"STREAM.UPDATE.{subjects.stream}", config | {"subjects": wanted}, timeout=30
         )
         _refuse(answer, "the programs' doors")
+
+
+async def log_bytes(connection: Connection, subjects: Subjects) -> int:
+    """How many bytes the log's stream has."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    return int(info["state"]["bytes"])
+
+
+async def storage_left(connection: Connection) -> int | None:
+    """Bytes that the account may still store; None when it has no bound."""
+    info = await jetstream_api(connection, "INFO")
+    _refuse(info, "to say how much is stored")
+    most = int(info["limits"]["max_storage"])
+    return None if most < 0 else max(0, most - int(info["storage"]))
+
+
+async def tasks_at(connection: Connection, subjects: Subjects, program: str) -> int:
+    """How many tasks of a program wait in the log's stream or run."""
+    info = await jetstream_api(connection, f"CONSUMER.INFO.{subjects.stream}.{consumer_name(program)}")
+    return 0 if "error" in info else int(info["num_pending"]) + int(info["num_ack_pending"])
 
 
 async def ensure_consumers(

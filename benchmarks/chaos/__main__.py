@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.chaos.campaign import Options, Unavailable, campaign
-from benchmarks.chaos.faults import FAULTS, MIXED
+from benchmarks.chaos.faults import FAULTS, MIXES
 from benchmarks.chaos.history import History
 from benchmarks.chaos.report import Found, judge, table
 
@@ -35,14 +35,14 @@ def classes(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in text.split(","):
         if name == "all":
-            found |= {fault: (fault,) for fault in FAULTS} | {MIXED: tuple(FAULTS)}
-        elif name == MIXED:
-            found[name] = tuple(FAULTS)
+            found |= {fault: (fault,) for fault in FAULTS} | MIXES
+        elif name in MIXES:
+            found[name] = MIXES[name]
         else:
             found[name] = tuple(name.split("+"))
             for fault in found[name]:
                 if fault not in FAULTS:
-                    raise ValueError(f"there is no fault {fault!r}: {', '.join(FAULTS)}, {MIXED} or all")
+                    raise ValueError(f"there is no fault {fault!r}: {', '.join([*FAULTS, *MIXES])} or all")
     return found
 
 
@@ -50,7 +50,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--faults", default="all", help="classes, with commas between: " + ", ".join([*FAULTS, MIXED]))
+    parser.add_argument("--faults", default="all", help="classes, with commas between: " + ", ".join([*FAULTS, *MIXES]))
     parser.add_argument("--tasks", type=int, default=10_000, help="acknowledged tasks of each class")
     parser.add_argument("--seed", type=int, default=1, help="the same seed: the same tasks and the same faults")
     parser.add_argument("--log", choices=("jetstream", "sqlite"), default="jetstream", help="where the log is")

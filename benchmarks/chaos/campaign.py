@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.clock import Clock
+from benchmarks.chaos.cluster import CLUSTER, clustered
 from benchmarks.chaos.collect import archived, long_task, performances, settled, views
 from benchmarks.chaos.evidence import Evidence
 from benchmarks.chaos.faults import Happened, Target, schedule, unleash
 from benchmarks.chaos.history import History
-from tests.e2e.plain import Plain
 from tests.e2e.running import Running
 
 from dspex.bus.server import free_port
@@ -111,6 +111,18 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 @contextmanager
 def _target(folder: Path, names: Sequence[str], options: Options) -> Iterator[Target]:
     """The system that the faults are for, with what they take."""
+    if any(name in CLUSTER for name in names):
+        if not all(name in CLUSTER for name in names):
+            raise Unavailable("faults of a cluster and of one machine are classes of their own")
+        with clustered(
+            folder, (APP, options.agents), words=folder / "words", log=options.log, durability=options.durability
+        ) as (system, cluster):
+            try:
+                system.start()
+                yield Target(system, system.url, cluster=cluster)
+            finally:
+                system.end()
+        return
     clock: Clock | None = None
     if any(name.startswith("clock-") for name in names):
         try:
@@ -205,7 +217,7 @@ async def _progress(
 
 
 async def _evidence(system: Running, history: History, book: Path, options: Options) -> Evidence:
-    async with await Plain.connect(system.url, system.log_file) as plain:
+    async with await system.plain() as plain:
         await long_task(plain)
         told = await settled(plain, options.patience)
     last = told.rows[-1].position

@@ -19,11 +19,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.chaos.clock import HOUR, Clock
+from benchmarks.chaos.cluster import CLUSTER, ClusterFault, ProxiedCluster
 from benchmarks.chaos.hostile import Fuzzer
 from tests.e2e.running import Running, gone
 from tests.store.disks import fill
 
-__all__ = ["FAULTS", "MIXED", "Fault", "Happened", "Planned", "Target", "schedule", "unleash"]
+__all__ = ["FAULTS", "MIXES", "Fault", "Happened", "Planned", "Target", "schedule", "unleash"]
 
 PATIENCE = 120.0
 """Seconds that a fault waits for the process it is meant for, and for a system to come up again."""
@@ -37,6 +38,7 @@ class Target:
     url: str
     clock: Clock | None = None
     disk: Path | None = None
+    cluster: ProxiedCluster | None = None
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def find(self, who: Callable[[Running], int]) -> int:
@@ -235,6 +237,22 @@ async def _hostile(target: Target, chance: random.Random) -> AsyncIterator[None]
         yield
 
 
+def _of_cluster(fault: ClusterFault) -> Fault:
+    """One at a time: two members that are gone are a majority, and nothing is promised without one."""
+
+    @asynccontextmanager
+    async def act(target: Target, chance: random.Random) -> AsyncIterator[None]:
+        assert target.cluster, "such a fault takes a cluster"
+        async with target.starting:
+            end = await asyncio.to_thread(fault.begin, target.cluster, chance)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(end)
+
+    return Fault(act, fault.hold)
+
+
 FAULTS: dict[str, Fault] = {
     **{f"kill-{who}": _killed(who) for who in WHO},
     "kill-root": _restarted(everybody=False),
@@ -247,9 +265,13 @@ FAULTS: dict[str, Fault] = {
     "clock-ahead": _clock(1),
     "clock-behind": _clock(-1),
     "hostile": Fault(_hostile, (2.0, 8.0)),
+    **{name: _of_cluster(fault) for name, fault in CLUSTER.items()},
 }
-MIXED = "mixed"
-"""All of them, one beginning while others are held."""
+MIXES = {
+    "mixed": tuple(name for name in FAULTS if name not in CLUSTER),
+    "cluster-mixed": tuple(CLUSTER),
+}
+"""All faults of one machine, one beginning while others are held; and all of a cluster, one after the other."""
 
 
 def schedule(names: Sequence[str], seed: int, every: tuple[float, float], length: int = 1000) -> list[Planned]:
