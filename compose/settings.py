@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dspex.agents.bounds import Bounds
-from dspex.core.errors import ConfigurationError
+from dspex.core.errors import ConfigurationError, InvalidInput
+from dspex.core.limits import limit_of, parse_scope
 
 __all__ = [
     "DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_credentials", "find_server",
@@ -67,10 +68,40 @@ class RetentionSettings(_Frozen):
         return Bounds(self.age, self.count, self.bytes)
 
 
+class LimitSettings(_Frozen):
+    """One `[limits.<scope>]` table, such as `[limits.qabot]` or `[limits."model:small"]`."""
+
+    rate: str | None = None
+    concurrency: int | str | None = None
+    usd: float | str | None = None
+    tokens: int | str | None = None
+    calls: int | str | None = None
+    when_exhausted: Literal["fail", "wait"] | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> LimitSettings:
+        try:
+            limit_of(self.texts())
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def texts(self) -> dict[str, str]:
+        """As a limit is written."""
+        return {name: str(value) for name, value in self if value is not None}
+
+
 class PrivacySettings(_Frozen):
     """The `[privacy]` table: a reference to the master key that the keys of private values are sealed with."""
 
     key: Annotated[str, Field(pattern=r"^((env|file):.+)?$")] = ""
+
+
+def _scope(text: str) -> str:
+    try:
+        return str(parse_scope(text))
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
 
 
 class Settings(_Frozen):
@@ -86,6 +117,11 @@ class Settings(_Frozen):
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()
+    limits: dict[Annotated[str, AfterValidator(_scope)], LimitSettings] = {}
+
+    def limit_texts(self) -> dict[str, dict[str, str]]:
+        """The limits as they are set, by scope."""
+        return {scope: limit.texts() for scope, limit in self.limits.items()}
 
 
 class Place(BaseModel):

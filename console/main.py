@@ -30,6 +30,8 @@ COMMANDS = {
     "cancel": ("cancel", "cancel"),
     "ps": ("look", "ps"),
     "tasks": ("tasks", "tasks"),
+    "cost": ("cost", "cost"),
+    "limits": ("limits", "limits"),
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
     "diff": ("diff", "diff"),

@@ -113,6 +113,8 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.ACK.{timer}.wake-{program}.>", "log", "acknowledge wakes", own=_AGENT, replies="none"),
     Rule("$JS.API.STREAM.MSG.GET.{log}", "log", "read an entry of the log", all=_AGENT),
     Rule("$JS.API.DIRECT.GET.{log}", "log", "read commits of the log", all=_AGENT, replies="many"),
+    Rule("{p}.limits.lease.{program}", "log", "lend it parts of limits", own=_AGENT),
+    Rule("{p}.limits.*", "log", "see and change limits", all=_CONSOLE),
     Rule("{p}.registry.guard.{program}", "log", "which of its fields are private", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.privacy.*", "log", "have a task forgotten", all=_CONSOLE, long=True),
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
@@ -134,7 +136,8 @@ SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
+            "{p}.event.program.*.*", "{p}.event.limits.*.*", "{p}.event.budget.*.*",
+            "{p}.event.agent.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
             "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),

@@ -19,6 +19,7 @@ from dspex.core.events import (
     SignalReceived,
 )
 from dspex.core.fold import Fold
+from dspex.core.leases import budget, limits
 from dspex.core.task import fold as task
 
 __all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "ProgramState", "VariablesState"]
@@ -132,6 +133,8 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
         Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
+        limits,
+        budget,
     )
 }
 """By kind of aggregate."""

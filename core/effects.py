@@ -26,10 +26,12 @@ from pydantic_core import to_json
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
+from dspex.core.spending import Cost, Spent, cost_of
 
 __all__ = [
     "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
-    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen",
+    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "spend",
+    "unseen",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -107,6 +109,8 @@ class Call(msgspec.Struct, frozen=True):
     request: bytes = b"null"
     private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    cost: Cost | None = None
+    """The most that it may cost; None: nothing."""
 
     @property
     def shown(self) -> str:
@@ -210,14 +214,16 @@ class Performing:
     """`with Performing(…):` one effect is performed. What it does is part of it: effects inside of it are not recorded
     themselves, and it has an idempotency key, made of the task's `life` and the effect's `place`."""
 
-    __slots__ = ("_life", "_place", "_token")
+    __slots__ = ("_life", "_place", "_token", "spent")
     scope = None
 
     def __init__(self, life: str, place: str) -> None:
         self._life, self._place = life, place
+        self.spent: Spent | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._token = _scope.set(self)
+        return self
 
     def __exit__(self, *raised: object) -> None:
         _scope.reset(self._token)
@@ -236,15 +242,31 @@ def idempotency_key() -> str:
     return inside.idempotency_key if isinstance(inside, Performing) else ""
 
 
+def spend(*, usd: float = 0.0, tokens: int = 0, model: str = "") -> None:
+    """Inside an effect: say what it has cost, in dollars and tokens, and which model was asked. Several calls add up.
+
+    An effect that says nothing counts as what its `@effect(usd=…, tokens=…)` allows, also when it raises; `spend()`
+    with nothing says that it was free. Outside of a system it does nothing. Raises InvalidInput for what is no cost,
+    RuntimeError in a program outside of its effects.
+    """
+    inside = _scope.get()
+    if isinstance(inside, Performing):
+        inside.spent = inside.spent or Spent()
+        inside.spent.add(usd, tokens, model)
+    elif inside is not None:
+        raise RuntimeError("spend belongs inside an effect: what a program itself does is done again on every resume")
+
+
 class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (), private: bool = False,
+        hidden: Sequence[str] = (), private: bool = False, cost: Cost | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self.cost = cost
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -272,6 +294,7 @@ class Effect(Generic[P, R]):
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
+            cost=self.cost,
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -280,11 +303,13 @@ class Effect(Generic[P, R]):
 def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
-    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False
+    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
+    usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
     hidden: Sequence[str] = (), private: bool = False,
+    usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
@@ -296,10 +321,19 @@ def effect(
     The arguments of a call are recorded with its result, up to 16 KiB; `hidden` names parameters whose values are not.
     `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
     sealed. Raises DefinitionError for a hidden parameter that the function has not.
+
+    `usd` and `tokens` are the most that one call may cost: so much of every budget is reserved before it is performed,
+    and it raises BudgetExhausted when a budget has not so much left. Inside, `spend` says what it was; `model` names
+    the model that it asks. Raises InvalidInput for what is no cost.
     """
+    costs = usd is not None or tokens is not None or model
+    options: dict[str, Any] = {
+        "read_only": read_only, "hidden": hidden, "private": private,
+        "cost": cost_of(usd or 0.0, tokens or 0, model) if costs else None,
+    }  # fmt: skip
     if function is None:
-        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden, private=private)
-    return Effect(function, name, read_only=read_only, hidden=hidden, private=private)
+        return lambda real: Effect(real, name, **options)
+    return Effect(function, name, **options)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:

@@ -10,8 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY_AFTER", "SEALED", "TASK", "TIME", "WAIT", "deadline_of",
-    "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY_AFTER", "SEALED", "STUDY", "TASK", "TIME", "WAIT",
+    "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
 
 ACTOR = "Dspex-Actor"
@@ -21,6 +21,8 @@ CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
 PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
+STUDY = "Dspex-Study"
+"""The study that the task is part of: its limits hold for it, too."""
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
 CODE = "Dspex-Code"

@@ -14,13 +14,13 @@ import dspex
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
-    "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
+    "Assignment", "AttentionWeights", "BudgetExhausted", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
     "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding", "Forgotten", "HttpReply",
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",
     "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable", "adiff",
     "afind_tasks", "afork", "computed", "constraint", "diff", "effect", "find_tasks", "fork", "http", "idempotency_key",
-    "variable",
+    "spend", "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
-    "dspex.core.effects": ("effect", "idempotency_key"),
+    "dspex.core.effects": ("effect", "idempotency_key", "spend"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
@@ -22,9 +22,9 @@ _HOME = {
         "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
-        "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
-        "NotFound", "ProgramFailed", "TaskError", "Unavailable",
+        "BudgetExhausted", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError",
+        "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
+        "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from dspex.compose.system import System as System
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
+    from dspex.core.effects import spend as spend
+    from dspex.core.errors import BudgetExhausted as BudgetExhausted
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed
