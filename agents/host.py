@@ -185,7 +185,8 @@ class Host:
 
     def _committed(self, stored: Stored, events: list[Brief]) -> None:
         try:
-            self._standing.commit(stored.position, events)
+            for position in self._standing.commit(stored.position, events):
+                self._queue.left(position)
         except msgspec.MsgspecError as error:  # an event of a shape that is not ours
             logger.warning("position %d is not understood: %s", stored.position, error)
 

@@ -2,7 +2,8 @@
 
 The log is the truth. The queue holds at most one message for each task or signal, so putting everything into it again
 after a crash changes nothing about what is still there and in the hands of an agent. When it is full or away, positions
-wait here and are read from the log when there is room.
+wait here and are read from the log when there is room. Programs share the room and take turns: a flood of one program's
+tasks waits, and leaves room for the others (`core.sharing`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -20,6 +20,7 @@ from dspex.bus.client import Client, Message
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.ports import Entry, Log
+from dspex.core.sharing import Room, Turns
 from dspex.core.standing import Standing
 from dspex.core.subjects import Subjects
 
@@ -47,8 +48,9 @@ class Queue:
 
     def __init__(self, client: Client, log: Log, subjects: Subjects, standing: Standing) -> None:
         self._client, self._log, self._subjects, self._standing = client, log, subjects, standing
-        self._waiting: deque[tuple[str, int, bool]] = deque()
-        """Door, position, and whether it may have been delivered before."""
+        self._waiting: Turns[tuple[str, int, bool]] = Turns()
+        """By program: door, position, and whether it may have been delivered before."""
+        self._room = Room(streams.MAX_QUEUED, streams.MAX_QUEUED_BYTES)
         self._flying = 0
         self._stirred = asyncio.Event()
         self._missing = self._full = False
@@ -60,26 +62,34 @@ class Queue:
         return len(self._waiting)
 
     def add(self, door: str, program: str, entry: Entry) -> None:
-        """Something new was stored. It waits behind the rest only while the queue takes nothing: what is put in again
-        after a crash must not hold up what comes."""
-        if self._full or self._flying >= IN_FLIGHT:
-            self._waiting.append((door, entry.position, False))
+        """Something new was stored. It waits behind the rest only while the queue takes nothing, or nothing more of its
+        program: what is put in again after a crash must not hold up what comes."""
+        if self._full or self._flying >= IN_FLIGHT or not self._room.takes(program, len(entry.body)):
+            self._waiting.add(program, (door, entry.position, False))
             self._stirred.set()
         else:
             self._send(door, program, entry, known=False)
 
+    def left(self, position: int) -> None:
+        """A task or a signal is not for agents any more: there is room for another."""
+        if self._room.leave(position) and self._waiting:
+            self._stirred.set()
+
     def fill(self) -> None:
         """Put in everything that is open and awake; what is there already stays as it is."""
         self._waiting.clear()
-        self._waiting.extend(("task", task, True) for task in sorted(self._standing.awake))
-        self._waiting.extend(("signal", signal, True) for signal in sorted(self._standing.signals))
+        self._room.clear()
+        for task, program in sorted(self._standing.awake.items()):
+            self._waiting.add(program, ("task", task, True))
+        for signal, (program, _) in sorted(self._standing.signals.items()):
+            self._waiting.add(program, ("signal", signal, True))
         self._stirred.set()
 
     async def work(self) -> None:
         """Feed what waits, as the queue has room, until cancelled."""
         while True:
             await self._stirred.wait()
-            if not self._waiting:
+            if not self._waiting.any(self._room.takes):
                 self._stirred.clear()
                 continue
             try:
@@ -97,19 +107,20 @@ class Queue:
 
     async def _feed(self) -> bool:
         """Send the next that wait; whether some have to be sent again."""
-        chunk: list[tuple[str, int, bool]] = []
-        while self._waiting and len(chunk) < self._chunk:
-            chunk.append(self._waiting.popleft())
         sent: list[asyncio.Future[bool]] = []
-        try:
-            for door, position, known in chunk:
+        for _ in range(self._chunk):
+            found = self._waiting.take(self._room.takes)
+            if found is None:
+                break
+            owner, (door, position, known) = found
+            try:
                 program = self._program_of(door, position)
                 entry = await self._log.entry(position) if program else None
-                if program and entry:
-                    sent.append(self._send(door, program, entry, known=known))
-            chunk = []
-        finally:
-            self._waiting.extendleft(reversed(chunk))
+            except BaseException:
+                self._waiting.put_back(owner, (door, position, known))
+                raise
+            if program and entry:
+                sent.append(self._send(door, program, entry, known=known))
         taken = [await each for each in sent]
         return not all(taken)
 
@@ -129,19 +140,21 @@ class Queue:
             headers[h.KNOWN] = "1"
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._flying += 1
+        self._room.take(position, program, len(entry.body))
         try:
             call = self._client.call(self._subjects.queue(door, program, position), entry.body, headers=headers)
         except ConnectionFailed:
             self._flying -= 1
-            self._again(door, position, known)
+            self._again(door, program, position, known)
             done.set_result(False)
             return done
-        call.add_done_callback(lambda it: self._sent(it, door, position, known, done))
+        call.add_done_callback(lambda it: self._sent(it, door, program, position, known, done))
         return done
 
     def _sent(
-        self, call: asyncio.Future[Message], door: str, position: int, known: bool, done: asyncio.Future[bool]
-    ) -> None:
+        self, call: asyncio.Future[Message], door: str, program: str, position: int, known: bool,
+        done: asyncio.Future[bool],
+    ) -> None:  # fmt: skip
         self._flying -= 1
         if call.cancelled() or call.exception() is not None:
             taken, known = False, True  # it may be there
@@ -151,12 +164,13 @@ class Queue:
             answer = _decode(reply.data) if not reply.status else _Answer({"err_code": 0})
             taken = answer.error is None or answer.error.get("err_code") == THERE
         if not taken:
-            self._again(door, position, known)
+            self._again(door, program, position, known)
         if not done.done():
             done.set_result(taken)
 
-    def _again(self, door: str, position: int, known: bool) -> None:
-        self._waiting.append((door, position, known))
+    def _again(self, door: str, program: str, position: int, known: bool) -> None:
+        self._room.leave(position)
+        self._waiting.add(program, (door, position, known))
         self._stirred.set()
 
 

@@ -37,6 +37,8 @@ BEAT, SILENCE = 1.0, 5.0
 """Seconds between the beats of a child, and after which one that has not beaten is called silent."""
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0
 MAX_NOTICES = 1000
+INHERITED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+"""Signals whose handlers a child inherits and must let go of."""
 CloseOthers = Callable[[], None]
 
 
@@ -89,15 +91,19 @@ def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[
     ours, theirs = link_pair()
     sys.stdout.flush()
     sys.stderr.flush()
+    # A signal that reaches the child before it has let go of our handlers would be taken for ours, and lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INHERITED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return pid, ours
     code = 70
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+        for number in INHERITED:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.close()
         close_others()
         random.seed()
@@ -160,7 +166,8 @@ class Supervisor:
         self._states = [_State(spec) for spec in self.children]
         try:
             for state in self._states:
-                self._start(state)
+                if not self._stopping:
+                    self._start(state)
             while not self._stopping:
                 self._tick(wake_in)
             self._stop_all(wake_in)

@@ -91,19 +91,23 @@ class Standing:
         self._of.setdefault(task, []).append(position)
         return True
 
-    def commit(self, position: int, events: Sequence[Brief]) -> None:
-        """A commit was stored."""
+    def commit(self, position: int, events: Sequence[Brief]) -> list[int]:
+        """A commit was stored; the tasks and signals that are not for agents any more."""
         self.position = position
         kind, _, rest = events[0].aggregate.partition(".")
+        left: list[int] = []
         if kind == "task":
             program, _, name = rest.partition(".")
             if name.isdecimal():
                 for event in events:
-                    self._evolve(int(name), program, event.type)
+                    left += self._evolve(int(name), program, event.type)
         elif kind == "inbox":
             for event in events:
                 if event.type == "SignalReceived":
-                    self.signals.pop(_decode_signal(event.data).position, None)
+                    signal = _decode_signal(event.data).position
+                    self.signals.pop(signal, None)
+                    left.append(signal)
+        return left
 
     def row(self, position: int, subject: str, body: bytes) -> None:
         """A row of the log, whatever it is; what is none of ours is passed over."""
@@ -116,17 +120,22 @@ class Standing:
         except (LogCorrupt, msgspec.MsgspecError):
             self.position = position
 
-    def _evolve(self, task: int, program: str, kind: str) -> None:
+    def _evolve(self, task: int, program: str, kind: str) -> list[int]:
+        """What becomes of a task by an event; what is not for agents any more."""
         if kind in _ENDS:
             self.awake.pop(task, None)
             self.asleep.pop(task, None)
-            for signal in self._of.pop(task, ()):
+            signals = self._of.pop(task, [])
+            for signal in signals:
                 self.signals.pop(signal, None)
-        elif kind in _RESTS:
+            return [task, *signals]
+        if kind in _RESTS:
             if self.awake.pop(task, None) is not None:
                 self.asleep[task] = program
-        elif kind == "TaskClaimed" and self.asleep.pop(task, None) is not None:
+            return [task]
+        if kind == "TaskClaimed" and self.asleep.pop(task, None) is not None:
             self.awake[task] = program
+        return []
 
     # -- kept between lives
 

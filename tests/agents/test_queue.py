@@ -32,13 +32,13 @@ class Bench:
     queue: Queue
     taken: list[Delivery] = field(default_factory=list)
 
-    async def store(self, count: int) -> None:
+    async def store(self, count: int, program: str = "qabot") -> None:
         for _ in range(count):
-            position = await self.log.store(self.subjects.door("task", "qabot"), b"{}", {"Dspex-Key": "k", "x": "y"})
+            position = await self.log.store(self.subjects.door("task", program), b"{}", {"Dspex-Key": "k", "x": "y"})
             entry = await self.log.entry(position)
             assert entry is not None
-            self.standing.door(position, "task", "qabot", b"{}")
-            self.queue.add("task", "qabot", entry)
+            self.standing.door(position, "task", program, b"{}")
+            self.queue.add("task", program, entry)
 
     async def agent(self) -> Puller:
         await streams.ensure_stream(self.client, streams.timer_stream(self.subjects))
@@ -47,6 +47,7 @@ class Bench:
         def take(delivery: Delivery) -> None:
             self.taken.append(delivery)
             self.standing.awake.pop(delivery.position, None)  # it has ended
+            self.queue.left(delivery.position)
             self.client.acknowledge(delivery.message, ACK)
             puller.release()
 
@@ -62,9 +63,16 @@ class Bench:
         await asyncio.sleep(0.3)  # nothing more comes
         return [delivery.position for delivery in self.taken]
 
-    async def queued(self) -> int:
-        info = await streams.jetstream_api(self.client, f"STREAM.INFO.{self.subjects.queue_stream}")
-        return int(info["state"]["messages"])
+    async def queued(self, program: str = "*") -> int:
+        """How many of a program are in the queue."""
+        asked = {"subjects_filter": self.subjects.queue("task", program, "*")}
+        info = await streams.jetstream_api(self.client, f"STREAM.INFO.{self.subjects.queue_stream}", asked)
+        return len(info["state"].get("subjects") or {})
+
+    async def until_queued(self, count: int, program: str) -> None:
+        async with asyncio.timeout(30):
+            while await self.queued(program) < count:
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -96,6 +104,36 @@ async def test_what_does_not_fit_waits_in_the_log(bench: Bench, monkeypatch: pyt
     assert sorted(found) == list(range(1, 61))
     assert await bench.queued() == 0 and bench.queue.waiting == 0
     puller.stop()
+
+
+async def test_a_flood_of_one_program_leaves_room_for_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_QUEUED", 100)
+    bench.queue = Queue(bench.client, bench.log, bench.subjects, bench.standing)
+    working = asyncio.create_task(bench.queue.work())
+    await bench.store(400)
+    await bench.store(10, "summary")
+    await bench.until_queued(10, "summary")
+    assert await bench.queued("qabot") == 50 and bench.queue.waiting == 350
+    puller = await bench.agent()
+    assert await bench.until(400) == list(range(1, 401))
+    assert await bench.queued("summary") == 10 and bench.queue.waiting == 0
+    puller.stop()
+    working.cancel()
+
+
+async def test_programs_take_turns_when_a_log_is_put_in_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_QUEUED", 100)
+    await bench.store(200)
+    await bench.store(10, "summary")
+    await streams.jetstream_api(bench.client, f"STREAM.DELETE.{bench.subjects.queue_stream}")
+    await streams.ensure_queue(bench.client, bench.subjects, bench.log.epoch)
+    bench.queue = Queue(bench.client, bench.log, bench.subjects, bench.standing)
+    working = asyncio.create_task(bench.queue.work())
+    bench.queue.fill()
+    await bench.until_queued(10, "summary")
+    await bench.until_queued(45, "qabot")
+    assert await bench.queued("qabot") <= 50, "the rest waits, though it is older"
+    working.cancel()
 
 
 async def test_a_task_says_where_and_when_it_was_stored(bench: Bench) -> None:

@@ -36,7 +36,7 @@ class Family:
         for line in self.process.stdout:
             self.lines.append(json.loads(line))
 
-    def wait_for(self, condition: Callable[[list[Line]], Any], timeout: float = 30.0) -> Any:
+    def wait_for(self, condition: Callable[[list[Line]], Any], timeout: float = 60.0) -> Any:
         deadline = time.monotonic() + timeout
         while not (found := condition(list(self.lines))):
             assert time.monotonic() < deadline, self.lines
@@ -278,3 +278,19 @@ def test_children_that_come_and_go_leave_no_descriptor_behind(family: Callable[.
 @pytest.mark.parametrize(("status", "words"), [(9, "SIGKILL"), (0, "exit 0"), (7 << 8, "exit 7"), (40, "signal 40")])
 def test_a_wait_status_in_words(status: int, words: str) -> None:
     assert exit_reason(status) == words
+
+
+def test_a_child_that_is_told_to_end_before_it_has_begun_ends() -> None:
+    code = """
+import os, signal, time
+from dspex.agents.supervisor import fork_child
+signal.signal(signal.SIGTERM, lambda *_: None)
+lost = 0
+for _ in range(300):
+    pid, link = fork_child(lambda line: time.sleep(60) or 0, lambda: None)
+    os.kill(pid, signal.SIGTERM)
+    link.close()
+    status = os.waitpid(pid, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGTERM, status
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

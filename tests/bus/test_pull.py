@@ -18,7 +18,7 @@ from dspex.core.errors import ConnectionFailed
 CONSUMER = {"durable_name": "c", "ack_policy": "explicit", "ack_wait": 500_000_000, "max_deliver": -1}
 
 
-async def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -75,9 +74,7 @@ def test_it_waits_for_the_orphans_of_a_killed_system(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), "1"], stdout=subprocess.PIPE)
     assert holder.stdout and holder.stdout.readline()
     holder.kill()
-    started = time.monotonic()
     Folder(tmp_path).close()
-    assert time.monotonic() - started < 9
     holder.wait()
     holder.stdout.close()
 

@@ -118,7 +118,7 @@ def stop(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def until(found: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `found` gives once it gives something."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

@@ -134,18 +134,18 @@ class Plain:
     # -- doors
 
     async def ask(
-        self, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 30.0
+        self, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 60.0
     ) -> Reply:
         return Reply(await self.nc.request(f"dspex.ask.{program}", _bytes(body), timeout=timeout, headers=headers))
 
     async def submit(
-        self, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 10.0
+        self, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 60.0
     ) -> int:
         """The task id that the acknowledgement gives."""
         return await self.store("task", program, body, headers, timeout)
 
     async def store(
-        self, door: str, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 10.0
+        self, door: str, program: str, body: object, headers: dict[str, str] | None = None, timeout: float = 60.0
     ) -> int:
         ack = await self.nc.jetstream().publish(
             f"dspex.{door}.{program}", _bytes(body), timeout=timeout, headers=dict(headers) if headers else None
@@ -153,7 +153,7 @@ class Plain:
         assert ack.stream == "DSPEX"
         return ack.seq
 
-    async def result(self, program: str, task: object, wait: str = "25", timeout: float = 30.0) -> Reply:
+    async def result(self, program: str, task: object, wait: str = "25", timeout: float = 60.0) -> Reply:
         headers = {"Dspex-Wait": wait}
         return Reply(
             await self.nc.request(f"dspex.result.{program}", str(task).encode(), timeout=timeout, headers=headers)

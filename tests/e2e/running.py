@@ -227,7 +227,7 @@ def freeze(pid: int) -> None:
     until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", what=f"{pid} goes on")
 
 
-def until(condition: Any, timeout: float = 30.0, what: str = "it did not happen") -> Any:
+def until(condition: Any, timeout: float = 60.0, what: str = "it did not happen") -> Any:
     """Wait until `condition()` is true and return it."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
