@@ -215,9 +215,10 @@ class Budgets:
             served = self._serve(account)
             if account.waiting and answer.refused == "exhausted" and not served:
                 self._refuse(account, answer)
-            if answer.close and not account.reserved and not account.waiting:
-                account.closing = True
-                self._current.pop((account.scope, account.resource), None)
+            unused = account.granted > account.used + EPSILON and not account.reserved
+            if unused and (answer.close or (account.waiting and answer.refused == "wait")):
+                # Too little for us and lent to us all the same: if two did so, both would wait for ever.
+                self._over(account, gone=False)
                 again = True
             again = again or (bool(account.waiting) and served > 0)
         return again

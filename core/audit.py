@@ -136,8 +136,8 @@ class Audit:
 
 
 def audit(events: Iterable[Event]) -> list[str]:
-    """What does not add up in a whole log, in its order: a budget lent beyond its limit, a lease that spent more than it
-    had or was settled twice, costs that nobody had lent. Tenants are not looked at: events do not name them."""
+    """What does not add up in a whole log, in its order: a budget lent beyond its limit, a lease that spent more than
+    it had or was settled twice, costs that nobody had lent. Tenants are not looked at: events do not name them."""
     found = Audit()
     for event in events:
         found.add(event)
