@@ -20,9 +20,10 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
-from dspex.core.errors import BudgetExhausted, EffectFailed, LimitExceeded, ProgramFailed
+from dspex.core.errors import BreakerOpen, BudgetExhausted, EffectFailed, LimitExceeded, ProgramFailed
 from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping, Usage
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
@@ -44,6 +45,9 @@ LOOK = 1.0
 """Seconds after which a branch that waits beside busy ones looks whether its signal has come."""
 MAX_WAIT = 100 * 365 * 86_400.0
 """Seconds that a sleep or a wait may take."""
+
+
+_NOT_CALLED = f"{BreakerOpen.__module__}:{BreakerOpen.__qualname__}"
 
 
 class Suspended(BaseException):
@@ -76,6 +80,10 @@ class Attempt(Writing, Protocol):
     @property
     def branches(self) -> set[asyncio.Task[Any]]:
         """The branches of the run that have not ended, without the main one."""
+
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
 
     suspended: bool
 
@@ -113,7 +121,8 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
-        self._life, self._seed = f"{attempt.id}/{memory.life}", f"{memory.seed or attempt.id}/{memory.life}"
+        self._life = f"{memory.keys or attempt.id}/{memory.life}"
+        self._seed = f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()
@@ -141,6 +150,9 @@ class Recorder:
         self._under_way += 1
         try:
             with Performing(self._life, call.key) as performing:
+                refused = self._attempt.breakers.refusal(call) if call.breaker else None
+                if refused is not None:
+                    return failed(call, refused, 0.0)
                 # What may be done again need not wait, within a bound.
                 if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
                     try:
@@ -149,7 +161,8 @@ class Recorder:
                         self._break(error)
                     self._check()
                 record = await self._act(call)
-                usage = usage_of(call.cost, performing.spent, call.read_only)
+                called = not (call.breaker and record.error == _NOT_CALLED)
+                usage = usage_of(call.cost, performing.spent, call.read_only) if called else None
         finally:
             self._under_way -= 1
             self._active = self._loop.time()
@@ -175,7 +188,7 @@ class Recorder:
         usage = usage_of(call.cost, None, call.read_only)
         try:
             record = await self._do(call)
-            usage = record.usage or usage
+            usage = record.usage or None
         finally:
             reserved.settle(usage or Usage())
         return record
@@ -185,7 +198,8 @@ class Recorder:
         try:
             if call.private:
                 self._attempt.seal_effect(call.key)
-            record = recorded(call, await call.act(), time.perf_counter() - started)
+            acted = await (self._attempt.breakers.run(call) if call.breaker else call.act())
+            record = recorded(call, acted, time.perf_counter() - started)
             size = len(bytes(record.result))
             if size > self._attempt.limit:
                 raise EffectFailed(

@@ -23,6 +23,7 @@ from msgspec import Raw
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from dspex.core.breaker import Breaker
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
@@ -109,6 +110,8 @@ class Call(msgspec.Struct, frozen=True):
     request: bytes = b"null"
     private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    breaker: Breaker | None = None
+    plain: Callable[[], Any] | None = None
     cost: Cost | None = None
     """The most that it may cost; None: nothing."""
 
@@ -263,10 +266,10 @@ class Effect(Generic[P, R]):
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (), private: bool = False, cost: Cost | None = None,
+        hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None, cost: Cost | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
-        self.cost = cost
+        self.breaker, self.cost = breaker, cost
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -294,6 +297,7 @@ class Effect(Generic[P, R]):
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
+            breaker=self.breaker, plain=None if self._is_async else functools.partial(function, *args, **kwargs),
             cost=self.cost,
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
@@ -304,11 +308,11 @@ def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
     *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
-    usd: float | None = None, tokens: int | None = None, model: str = "",
+    breaker: Breaker | None = None, usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
-    hidden: Sequence[str] = (), private: bool = False,
+    hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
     usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
@@ -322,13 +326,16 @@ def effect(
     `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
     sealed. Raises DefinitionError for a hidden parameter that the function has not.
 
+    With a `breaker` it raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the
+    program that was.
+
     `usd` and `tokens` are the most that one call may cost: so much of every budget is reserved before it is performed,
     and it raises BudgetExhausted when a budget has not so much left. Inside, `spend` says what it was; `model` names
     the model that it asks. Raises InvalidInput for what is no cost.
     """
     costs = usd is not None or tokens is not None or model
     options: dict[str, Any] = {
-        "read_only": read_only, "hidden": hidden, "private": private,
+        "read_only": read_only, "hidden": hidden, "private": private, "breaker": breaker,
         "cost": cost_of(usd or 0.0, tokens or 0, model) if costs else None,
     }  # fmt: skip
     if function is None:
@@ -349,7 +356,7 @@ def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
     return scope.runtime.perform_now(call, act)
 
 
-def call_program(program: str, fields: dict[str, Any]) -> Any:
+def call_program(program: str, fields: dict[str, Any], breaker: Breaker | None = None) -> Any:
     """The effect that runs another program: awaitable in an event loop, else blocking."""
     scope = here()
     if scope is None:
@@ -362,8 +369,9 @@ def call_program(program: str, fields: dict[str, Any]) -> Any:
 
     name = f"call.{program}"
     call = Call(
-        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any)
-    )
+        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any),
+        breaker=breaker,
+    )  # fmt: skip
     return scope.runtime.perform(call) if _in_loop() else scope.runtime.perform_in_thread(call)
 
 

@@ -17,12 +17,14 @@ DspexError
     │   └── BudgetExhausted  an effect would cost more than a budget has left
     ├── ProgramFailed      500
     │   └── EffectFailed   an effect raised, or gave what cannot be recorded
+    ├── BreakerOpen        503, an effect is not called for now
     └── Unavailable        503
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BreakerOpen",
     "BudgetExhausted",
     "ConfigurationError",
     "Conflict",
@@ -177,6 +179,24 @@ class Unavailable(TaskError):
     code = 503
 
 
+class BreakerOpen(TaskError):
+    """An effect was not called, because its circuit breaker is open (503). Field: `due`, when it may be tried again, in
+    seconds since the epoch."""
+
+    code = 503
+
+    def __init__(
+        self, message: str, due: float = 0.0, *, type: str = "", task: str | None = None, code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, type=type, task=task, code=code, retry_after=retry_after)
+        self.due = due
+        self.args = (message, due)  # what is recorded of it, and what it is made from again
+
+    def __str__(self) -> str:
+        return self.message
+
+
 _BY_CODE: dict[int, type[TaskError]] = {
     kind.code: kind
     for kind in (
@@ -192,11 +212,14 @@ _BY_CODE: dict[int, type[TaskError]] = {
 }
 
 
+_BY_TYPE: dict[str, type[TaskError]] = {kind.__name__: kind for kind in (BreakerOpen, BudgetExhausted)}
+
+
 def task_error(
     code: int, message: str, *, type: str = "", task: str | None = None, retry_after: float | None = None
 ) -> TaskError:
     """The error class for a service error code; an unknown code gives a plain TaskError that carries it."""
-    kind = BudgetExhausted if type == BudgetExhausted.__name__ else _BY_CODE.get(code, TaskError)
+    kind = _BY_TYPE.get(type) or _BY_CODE.get(code, TaskError)
     return kind(message, type=type, task=task, code=code, retry_after=retry_after)
 
 

@@ -11,8 +11,8 @@ import pytest
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
-from dspex.agents.link import link_pair
 from dspex.agents.limits import Limits
+from dspex.agents.link import link_pair
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
 from dspex.agents.writer import Superseded

@@ -6,19 +6,27 @@ import pytest
 from msgspec import Raw
 
 from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.breaker import BreakerState
+from dspex.core.doors import DoorsState
 from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    BreakerClosed,
+    BreakerHalfOpened,
+    BreakerOpened,
     BudgetLeased,
     BudgetSettled,
+    DoorsClosed,
+    DoorsOpened,
     Event,
     KeyBound,
     LimitCleared,
     LimitReached,
     LimitSet,
     Payload,
+    Permit,
     ProgramRegistered,
     SignalReceived,
     TaskClaimed,
@@ -66,6 +74,15 @@ LIVES: dict[str, list[Payload]] = {
             scope="p", limit="usd", percent=80, used=4.0, of=5.0, window="20261123"),
         settled("a", 3.0), settled("a", 3.0), settled("c", 1.0), leased("d", 0.5), settled("d", 0.5, assumed=True),
     ],
+    "breaker": [
+        BreakerOpened(reason="failures", calls=9, failures=8, slow=1, window="10 s", since=1.0, due=2.0),
+        BreakerHalfOpened(permits=[Permit("a", 4.0)], since=1.0), BreakerHalfOpened(calls=1, since=1.0),
+        BreakerClosed(reason="trial", calls=3),
+    ],
+    "doors": [
+        DoorsClosed(reason="open", message="m", program="p", used=9, limit=5), DoorsOpened(program="p"),
+        DoorsClosed(reason="room", message="m", used=9, limit=5),
+    ],
     "variables": [AssignmentProposed(assignment=name, values={"n": 1, "s": "x"}, who="me") for name in ("one", "two")],
 }  # fmt: skip
 ENDS = {
@@ -75,6 +92,8 @@ ENDS = {
     "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
     "limits": LimitsState("p", {"usd": "5/day"}, "you", "dear", "2026-11-23T10:00:00.000000Z"),
     "budget": BudgetState({"b": 1.0}, {"b": "h"}, 3.5, 0.5, [80]),
+    "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
+    "doors": DoorsState(DoorsClosed(reason="room", message="m", used=9, limit=5)),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
 }
 
