@@ -24,8 +24,8 @@ PIPED = 240
 
 _GOOD = {"TaskCompleted"}
 _BAD = {
-    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "BreakerOpened", "DoorsClosed",
-    "LimitReached",
+    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "AgentGaveUp", "BreakerOpened",
+    "DoorsClosed", "LimitReached",
 }  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
@@ -303,6 +303,8 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['used']:g} {data['resource']} of {data['scope']} used{assumed}")
         case "AgentStopped" | "AgentCrashed":
             return clean(f"process {data['pid']}: {data['reason']}")
+        case "AgentGaveUp":
+            return clean(f"after {data.get('restarts', 0)} restarts: {data['reason']}")
         case _:
             return compact(data)
 

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied", "BreakerClosed",
-    "BreakerHalfOpened", "BreakerOpened", "BudgetLeased", "BudgetSettled", "DoorsClosed", "DoorsOpened",
-    "EffectRecorded", "Event", "Head", "Held", "InputSealed", "KeyBound", "LimitCleared", "LimitReached", "LimitSet",
-    "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled",
-    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten",
-    "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
+    "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "BudgetLeased", "BudgetSettled", "DoorsClosed",
+    "DoorsOpened", "EffectRecorded", "Event", "Head", "Held", "InputSealed", "KeyBound", "LimitCleared",
+    "LimitReached", "LimitSet", "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "SignalReceived",
+    "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate",
+    "TaskFailed", "TaskForgotten", "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted",
+    "UnknownEvent", "Usage",
 ]  # fmt: skip
 
 
@@ -348,6 +349,13 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class AgentGaveUp(Payload, frozen=True, kw_only=True):
+    """A process will not be started again, after so many `restarts`; `reason` says why."""
+
+    reason: str
+    restarts: int = 0
+
+
 class Permit(Struct, frozen=True):
     """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
 
@@ -421,7 +429,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
         EffectRecorded, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered,
         TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, AssignmentProposed, InputSealed,
-        TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
         BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
         LimitSet, LimitCleared, LimitReached, BudgetLeased, BudgetSettled,
     )

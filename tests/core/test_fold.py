@@ -10,6 +10,7 @@ from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -64,6 +65,7 @@ LIVES: dict[str, list[Payload]] = {
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
+        AgentGaveUp(reason="no luck", restarts=2),
     ],
     "limits": [
         LimitSet(scope="p", limits={"rate": "20/s"}, who="me"), LimitCleared(scope="p"),
@@ -89,7 +91,7 @@ ENDS = {
     "inbox": InboxState({"a": 2, "b": 1}, 9),
     "key": KeyState("k", "1"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
-    "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
+    "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
     "limits": LimitsState("p", {"usd": "5/day"}, "you", "dear", "2026-11-23T10:00:00.000000Z"),
     "budget": BudgetState({"b": 1.0}, {"b": "h"}, 3.5, 0.5, [80]),
     "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
