@@ -132,6 +132,7 @@ class _Agent:
         worker.breakers.serve(service)
         service.announce()
         await self._make_known(worker)
+        await worker.limits.begin()
         watch = Watch(worker)
         watch.start()
         # Before the first task: when this was stored says what time it is.
@@ -146,6 +147,7 @@ class _Agent:
             self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
         service.stop()
         await worker.drain(self.grace)
+        await worker.limits.finish()
         await service.finish(1.0)
         watch.stop()
         await self._record(log, AgentStopped(pid=os.getpid(), reason=self.why))
