@@ -107,7 +107,7 @@ class Attempts:
             deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
         except InvalidInput:
             return ()  # which ends it
-        if deadline is not None and deadline <= time.time():
+        if deadline is not None and deadline <= logtime.now():
             return ()  # and so does this
         return await self._limits.enter(run.limited, TURN)
 

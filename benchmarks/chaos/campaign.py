@@ -169,6 +169,7 @@ async def campaign(
             ended = time.time()
         say(f"{name}: {clients.acknowledged} acknowledged, {len(happened)} faults; waiting for what is open")
         evidence = await _evidence(system, history, book, options)
+        evidence.hanging = clients.hanging
     return Run(name, evidence, happened, began, ended)
 
 

@@ -384,6 +384,10 @@ def other_snapshot(seen: Evidence) -> Evidence:
     return replace(seen, views=replace(seen.views, snapshots=[kept]))
 
 
+def hanging_job(seen: Evidence) -> Evidence:
+    return replace(seen, hanging=["job 7"])
+
+
 def broken_chain(seen: Evidence) -> Evidence:
     return replace(seen, archived=Archived(25, faults=[(3, "its checksum is wrong")]))
 
@@ -394,7 +398,7 @@ def short_archive(seen: Evidence) -> Evidence:
 
 BESIDE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("views", forgotten_row), ("views", other_row), ("views", row_of_no_task), ("snapshots", other_snapshot),
-    ("archive", broken_chain), ("archive", short_archive),
+    ("hanging", hanging_job), ("archive", broken_chain), ("archive", short_archive),
 ]  # fmt: skip
 
 
