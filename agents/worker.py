@@ -272,7 +272,7 @@ class Worker:
     async def _put_off(self, woken: Woken, puller: Puller) -> None:
         """So many tasks as may be are at work: this one is woken again, and a place is kept for it."""
         try:
-            await self.waiting.arm(str(woken.position), time.time() + PUT_OFF)
+            await self.waiting.arm(str(woken.position), logtime.now() + PUT_OFF)
             self.client.acknowledge(woken.message, ACK)
         except LogError as error:
             logger.warning("a wake will be delivered again: %s", error)

@@ -36,6 +36,7 @@ CHECKS: dict[str, Callable[[Evidence], Iterable[Violation]]] = {
     "views": check_state.views,
     "snapshots": check_state.snapshots,
     "archive": check_state.archive,
+    "budgets": check_state.budgets,
 }
 
 

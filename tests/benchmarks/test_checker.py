@@ -328,6 +328,12 @@ def version_left_out(book: Book) -> None:
     edit(book, 10, lambda batch: [event.update(version=event["version"] + 1) for event in batch])
 
 
+def lent_beyond_the_limit(book: Book) -> None:
+    window = {"scope": "program:chaos", "resource": "usd", "window": "all"}
+    lent = {**window, "lease": "l1", "holder": "chaos-aaaa-1", "amount": 6.0, "of": 5.0}
+    book.commit("budget.program_chaos.usd", ("BudgetLeased", lent))
+
+
 def no_such_schema(book: Book) -> None:
     edit(book, commit_of(book, TASKS["quick"]), lambda batch: batch[-1].update(dataschema="urn:dspex:TaskCompleted:9"))
 
@@ -347,6 +353,7 @@ MUTATIONS: dict[str, list[Callable[[Book], object]]] = {
     "positions": [gap, garbage, of_another_aggregate],
     "versions": [version_left_out],
     "folds": [no_such_schema],
+    "budgets": [lent_beyond_the_limit],
 }
 CASES = [(name, mutation) for name, mutations in MUTATIONS.items() for mutation in mutations]
 
