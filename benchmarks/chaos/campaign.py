@@ -171,7 +171,8 @@ async def campaign(
             await clients.run()
             ended = time.time()
         say(f"{name}: {clients.acknowledged} acknowledged, {len(happened)} faults; waiting for what is open")
-        evidence = await _evidence(system, history, book, options)
+        patience = 1.0 if clients.hanging else options.patience
+        evidence = await _evidence(system, history, book, options, patience)
         evidence.hanging = clients.hanging
     return Run(name, evidence, happened, began, ended)
 
@@ -220,10 +221,12 @@ async def _progress(
         talking.cancel()
 
 
-async def _evidence(system: Running, history: History, book: Path, options: Options) -> Evidence:
+async def _evidence(
+    system: Running, history: History, book: Path, options: Options, patience: float
+) -> Evidence:
     async with await system.plain() as plain:
         await long_task(plain)
-        told = await settled(plain, options.patience)
+        told = await settled(plain, patience)
     last = told.rows[-1].position
     return Evidence(
         history=history, told=told, performances=performances(book),
