@@ -29,7 +29,7 @@ from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339, sealed_in
 from dspex.core.errors import ConnectionFailed, InvalidInput, LogCorrupt, LogError, TaskError
-from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
+from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskClaimed, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.sealing import Guard, text_of, unseal
@@ -128,8 +128,18 @@ class Waiting:
             return None
         foreign = entry.headers.get(h.CODE, code) != code
         if wake.delivered == 1 and state.status != "sleeping" and not foreign:
+            if await self._holds(str(entry.position)) == wake.position:
+                raise LogError(f"it was delivered again while we were slow, and task {entry.position} runs by it")
             return None
         return Woken(entry, wake)
+
+    async def _holds(self, task: str) -> int:
+        """The wake by which a task was claimed last; 0 when none was it. Who is so slow that a wake was delivered again
+        meanwhile must not acknowledge it: it is all that brings the task back when its holder dies."""
+        entries = await self._log.read(aggregate("task", self._program, task))
+        claims = [event.data for entry in entries for event in decode_commit(entry.body, entry.position)]
+        wake = next((claim.wake for claim in reversed(claims) if isinstance(claim, TaskClaimed)), None)
+        return wake if isinstance(wake, int) else 0
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands by its last commit."""

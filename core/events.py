@@ -82,13 +82,14 @@ class InputSealed(Payload, frozen=True, kw_only=True):
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
     """An attempt began to hold the task. `assignment` is the hash of the values it runs on; `alone` says that nothing
-    else runs in its process."""
+    else runs in its process; `wake` is the number of the wake that brought a task which slept."""
 
     attempt: int
     agent: str
     assignment: str
     code: str = ""
     alone: bool | UnsetType = UNSET
+    wake: int | UnsetType = UNSET
 
 
 class AttemptDied(Payload, frozen=True, kw_only=True):

@@ -52,7 +52,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--faults", default=CLASSES, help="classes, with commas between: " + ", ".join([*FAULTS, *MIXES]))
+    parser.add_argument("--faults", default=CLASSES, help="classes: " + ", ".join([*FAULTS, *MIXES]))
     parser.add_argument("--tasks", type=int, default=10_000, help="acknowledged tasks of each class")
     parser.add_argument("--seed", type=int, default=1, help="the same seed: the same tasks and the same faults")
     parser.add_argument("--log", choices=("jetstream", "sqlite"), default="jetstream", help="where the log is")

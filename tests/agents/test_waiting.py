@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
+from dspex.agents.journal import events_for
 from dspex.agents.limits import Limits
 from dspex.agents.link import link_pair
 from dspex.agents.waiting import Waiting
@@ -18,8 +20,10 @@ from dspex.agents.worker import Worker
 from dspex.agents.writer import Superseded
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
-from dspex.core.errors import ConnectionFailed
+from dspex.core.errors import ConnectionFailed, LogError
+from dspex.core.events import Head, TaskClaimed, TaskSleeping
 from dspex.core.subjects import Subjects
+from dspex.store.memory import MemoryLog
 
 
 class Client:
@@ -66,6 +70,26 @@ async def test_a_wake_for_no_possible_task_is_none() -> None:
     log: Any = Log()
     waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
     assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode()), "c") is None
+
+
+@pytest.mark.parametrize("by", [9, 8, None], ids=["this wake", "another wake", "no wake"])
+async def test_a_wake_by_which_another_has_claimed_the_task_is_not_acknowledged(by: int | None) -> None:
+    """Read late, when it had been delivered again: only that wake brings the task back when its holder dies."""
+    log = MemoryLog()
+    task = await log.store("dspex.task.p", b"{}", {})
+    wake = UNSET if by is None else by
+    claims = [TaskClaimed(attempt=1, agent="b", assignment="x"), TaskSleeping(key="k"),
+              TaskClaimed(attempt=2, agent="b", assignment="x", wake=wake)]  # fmt: skip
+    events = events_for(f"task.p.{task}", Head(), claims, source="/agents/b")
+    await log.append(f"task.p.{task}", events, Head())
+    waiting = Waiting(Client(), log, Subjects(), "p", "/agents/a", *nothing_private())  # type: ignore[arg-type]
+    body = json.dumps({"task": str(task)}).encode()
+    if by == 9:  # the number of the wake that is delivered here
+        with pytest.raises(LogError, match="runs by it"):
+            await waiting.woken(delivered(body), "c")
+        assert await waiting.woken(delivered(body, times=2), "c") is not None
+    else:
+        assert await waiting.woken(delivered(body), "c") is None
 
 
 class Puller:
