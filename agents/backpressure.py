@@ -51,7 +51,7 @@ class Backlog:
     ) -> None:
         self._client, self._subject = client, "$JS.API.CONSUMER.INFO." + ".".join(place)
         self._program, self._most, self._hungry = program, most, hungry
-        self._looked = 0.0
+        self._loop, self._looked = asyncio.get_running_loop(), 0.0
         self._pending = self._added = 0
         self._seen = self._marked = time.monotonic()
         self._sequence = self._mark = 0
@@ -97,6 +97,8 @@ class Backlog:
         """Ask the server how many wait, when we have not heard of it for a while; the answer is for the next."""
         now = time.monotonic()
         if now - self._seen < STALE or now - self._looked < STALE or self._hungry():
+            return
+        if asyncio.get_running_loop() is not self._loop:  # the watch answers in the place of a loop that stands still
             return
         self._looked = now
         try:
