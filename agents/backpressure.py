@@ -30,7 +30,7 @@ STALE = 1.0
 """Seconds without a delivery after which the server is asked how many wait, and between two such questions."""
 MEASURE = 1.0
 """Seconds over which the pace is measured, at least."""
-UNKNOWN = 5.0
+UNKNOWN = 2.0
 """Seconds to wait when nobody knows the pace."""
 LONGEST = 300.0
 """Seconds that anybody is told to wait at most."""

@@ -122,7 +122,11 @@ class Recorder:
                         except Exception as error:
                             self._break(error)
                         self._check()
-                    record = await self._act(call) if refused is None else failed(call, refused, 0.0)
+                    if refused is None:
+                        record = await self._act(call)
+                    else:
+                        await asyncio.sleep(0)  # a program that tries again at once must leave the loop to others
+                        record = failed(call, refused, 0.0)
             finally:
                 self._under_way -= 1
                 self._active = self._loop.time()
