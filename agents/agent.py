@@ -32,7 +32,6 @@ from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
-from dspex.core.sealing import guard_of
 from dspex.core.subjects import aggregate
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
@@ -109,11 +108,6 @@ class _Agent:
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
-        about = program.describe()
-        if client.identity.account and guard_of(about.input_schema, about.output_schema).guarded:
-            what = "has private or secret fields, and access rules give agents no way to the keys: leave out --secure"
-            self.link.send({"refused": f"{program.name} {what}"})
-            return EXIT_REFUSED
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
         if place is None:
@@ -122,7 +116,7 @@ class _Agent:
             await preparing
         except Exception as error:
             return self._unprepared(error)
-        log = place.log(client, subjects)
+        log = place.log(client, subjects, program.name)
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,

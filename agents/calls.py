@@ -39,7 +39,6 @@ class Calls:
     def __init__(self, client: Client, subjects: Subjects) -> None:
         self._client, self._subjects = client, subjects
         self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
-        self._objects = NatsObjects(client, subjects)
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
@@ -78,7 +77,7 @@ class Calls:
             if reply and not code and reply.status != 503:
                 return reply.data
             if reply and code == ELSEWHERE:
-                return await fetched(self._objects, reply)
+                return await fetched(NatsObjects(self._client, self._subjects, program=program), reply)
             # With a task's id, 503 is how that task ended; without, nobody could say.
             if reply and code and (code not in ("202", "503") or (code == "503" and h.TASK in reply.headers)):
                 raise _error(int(code), reply)

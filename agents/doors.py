@@ -1,4 +1,4 @@
-"""What an agent answers directly: `ask`, `submit`, `result`, and `variables.get` and `.propose` of its program.
+"""What an agent answers directly: `ask`, `submit`, `result`, the `variables` and the `dlq` of its program.
 
 An ask is a submission with a return address: it is stored like any task, runs on whichever agent is free, and that
 agent answers. So an ask is as durable as any task, and the crash of an agent costs it a second, not its answer.
@@ -18,6 +18,7 @@ import msgspec
 from dspex.agents.assignments import Assignments, decode_proposal
 from dspex.agents.guards import CLOSED_FOR as DOORS_AGAIN
 from dspex.agents.guards import Guards, Told
+from dspex.agents.letters import Letters
 from dspex.agents.owners import asker_of
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
@@ -68,6 +69,11 @@ class Doors:
         service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
+        letters = Letters(
+            program, client, results.log, subjects, results, worker.vault_on(client), assignments, worker.source
+        )
+        service.serve(Endpoint("dlq-retry", subjects.dlq(name, "retry"), letters.retry))
+        service.serve(Endpoint("dlq-drop", subjects.dlq(name, "drop"), letters.drop))
         service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
 
     def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:

@@ -24,7 +24,7 @@ from dspex.agents.vault import Vault
 from dspex.agents.veiled import guard_in
 from dspex.bus import streams
 from dspex.bus.client import Client
-from dspex.bus.objects import NatsKeys, NatsObjects
+from dspex.bus.objects import NatsKeys, NatsObjects, ensure_aside, erase_message
 from dspex.bus.service import Service
 from dspex.core.doors import Level
 from dspex.core.errors import ConfigurationError, LogError
@@ -107,6 +107,11 @@ class JetStreamGround:
 
     def read(self, service: Service) -> None:
         Reader(self._client, self.log, self._subjects, service)
+        if self._subjects.tenants:
+            Rows(self.log, self._subjects, service, self._client.max_payload, self._erase)
+
+    async def _erase(self, position: int) -> None:
+        await erase_message(self._client, self._subjects.stream, position)
 
     async def lead(self, service: Service) -> None:
         pass
@@ -123,6 +128,7 @@ class JetStreamGround:
                 await streams.ensure_stream(
                     self._client, streams.timer_stream(self._subjects, self._replicas, name)
                 )
+                await ensure_aside(self._client, self._subjects, name, self._replicas)
         return await _consumers(self._client, self._subjects, named, queued=False)
 
     async def level(self) -> Level | None:

@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 
 from dspex.bus.client import Client
+from dspex.bus.objects import erase_message
 from dspex.core import headers as h
 from dspex.core.errors import ConnectionFailed, Unavailable
 from dspex.core.ports import Log
 from dspex.core.sealing import Guard, guard_of
 from dspex.core.subjects import Subjects, valid_token
 from dspex.store.jetstream import JetStreamLog
+from dspex.store.served import ServedLog
 
-__all__ = ["Guards", "Told", "can_erase"]
+__all__ = ["Guards", "Told", "can_erase", "erase_entry"]
 
 PATIENCE = 5.0
 """Seconds to wait for a registrar."""
@@ -28,7 +30,16 @@ MAX_KNOWN = 1000
 def can_erase(log: Log) -> bool:
     """Whether a message can be taken out of a log. A file with a chain of checksums keeps every row; its process seals
     what is private before it writes it."""
-    return isinstance(getattr(log, "beneath", log), JetStreamLog)
+    beneath = getattr(log, "beneath", log)
+    return isinstance(beneath, JetStreamLog) or (isinstance(beneath, ServedLog) and beneath.erasable)
+
+
+async def erase_entry(log: Log, client: Client, subjects: Subjects, position: int) -> None:
+    """Take a message out of a log and overwrite its bytes; one that is gone already is fine. Raises LogError."""
+    if isinstance(log, ServedLog):
+        await log.erase(position)
+    else:
+        await erase_message(client, subjects.stream, position)
 
 
 class Told(msgspec.Struct):

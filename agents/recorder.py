@@ -95,7 +95,8 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
-        self._life, self._seed = f"{attempt.id}/{memory.life}", f"{memory.seed or attempt.id}/{memory.life}"
+        self._life = f"{memory.keys or attempt.id}/{memory.life}"
+        self._seed = f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()

@@ -21,6 +21,7 @@ from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
+from dspex.agents.isolation import Isolation
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -48,9 +49,8 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 logger = logging.getLogger("dspex.agents")
 
 MAX_OUTPUT = 63 << 20
-"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
-SECURED_OUTPUT = 1 << 20
-"""The same under access rules, which give agents no object store yet."""
+"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too, and
+under access rules every output."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -111,27 +111,29 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
-        # An account of its own has no way to the object store.
-        most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
-        limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
+        # What is private cannot be fetched from the object store; under access rules no client can fetch anything.
+        in_reply = self.guard.private or subjects.tenants
+        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if in_reply else MAX_OUTPUT
         self.assignments = Assignments(program, log, subjects, self.source)
+        self.isolation = Isolation(self._slots, self.running, self._hold, lambda: self.stuck > 0)
         self._attempts = Attempts(
             program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
             guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
             assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
-            cancelled=self._cancelled, done=self._free_slot,
+            cancelled=self._cancelled, done=self._free_slot, isolation=self.isolation,
         )  # fmt: skip
         self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
-            self.vault, self.guard, seals=not client.identity.account, lenient=program.on_change == "finish",
-            breakers=self.breakers,
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
+            self.vault, self.guard, breakers=self.breakers, timeout=program.timeout,
+            lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
         """Keys and objects over a connection."""
-        inline = SECURED_OUTPUT if client.identity.account else min(INLINE, client.max_payload // 4)
-        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
-        return Vault(keys, objects, inline=inline, master=self._master)
+        subjects, owner = self.subjects, self.name if self.subjects.tenants else ""
+        keys, objects = NatsKeys(client, subjects), NatsObjects(client, subjects, program=self.name)
+        inline = min(INLINE, client.max_payload // 4)
+        return Vault(keys, objects, inline=inline, master=self._master, owner=owner)
 
     # -- life
 
@@ -164,10 +166,24 @@ class Worker:
             puller.on_missing = on_missing
             puller.start()
 
+    def _hold(self, still: bool) -> None:
+        """Take no tasks for a while, or again: somebody has to be alone."""
+        for puller in self._pullers[:2]:
+            if still:
+                puller.pause()
+            else:
+                puller.resume()
+
     async def drain(self, grace: float) -> None:
         """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
         for puller in self._pullers:
             puller.stop()
+        for run in [run for run in self.running.values() if run.waiting]:
+            run.abandoned = True
+            self.client.acknowledge(run.delivery.message, NAK)
+            if run.task:
+                run.task.cancel()
+            self._forget(run)
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
-from dspex.core.headers import KNOWN, TASK, TIME
+from dspex.core.headers import KNOWN, SUBJECT, TASK, TIME
 from dspex.core.ports import Subscription
 
 __all__ = ["Delivery", "Puller", "Queued", "Slots"]
@@ -46,6 +46,11 @@ class Delivery:
     def stored_at(self) -> float:
         return int(self._time) // 1000 / 1e6  # as an entry of the log says it
 
+    @property
+    def subject(self) -> str:
+        """Where it stands in the log, with its tenant."""
+        return self.message.subject
+
 
 class Queued(Delivery):
     """A task message from a log process's queue: where and when the log has it stands in its headers."""
@@ -62,6 +67,10 @@ class Queued(Delivery):
     @property
     def stored_at(self) -> float:
         return int(self._time) / 1e6
+
+    @property
+    def subject(self) -> str:
+        return self.message.headers.get(SUBJECT, "")
 
 
 class Slots(Protocol):
@@ -92,7 +101,7 @@ class Puller:
         self._held = 0
         self._asked = 0
         self._horizon = 0.0
-        self._running = self._begun = False
+        self._running = self._begun = self._paused = False
         self.since = 0.0
         """What was stored before this time (seconds since the epoch) may have been delivered by a consumer that was
         deleted and made again: that it comes for the first time says nothing."""
@@ -126,6 +135,20 @@ class Puller:
             if self._subscription:
                 self._subscription.close()
 
+    def pause(self) -> None:
+        """Ask for no more until `resume`. What is under way already is delivered again, here or elsewhere."""
+        self._paused = True
+        if self._subscription:
+            self._subscription.close()
+            self._subscription = None
+        self._asked = 0
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._paused = False
+        if self._running:
+            self._begin()
+
     def release(self) -> None:
         """One delivery is done with."""
         self._held -= 1
@@ -134,6 +157,8 @@ class Puller:
 
     def _begin(self) -> None:
         """Begin anew with another inbox: pulls made through the old one can deliver nothing any more."""
+        if self._paused:
+            return
         if self._begun:
             self.since = time.time() + SKEW
         self._begun = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -15,8 +16,9 @@ from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.access import Role, account_of
 from dspex.core.codec import decode_page
-from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.errors import ConfigurationError, ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.events import Event
 from dspex.core.subjects import Subjects, valid_token
 
@@ -48,6 +50,7 @@ class Caller:
     def __init__(self, client: Client, prefix: str = "dspex") -> None:
         self.client, self.subjects = client, Subjects(prefix)
         self._guards = Guards(client, self.subjects)
+        self._keeper: Client | None = None
 
     @classmethod
     async def connect(
@@ -57,7 +60,25 @@ class Caller:
         return cls(await Client.connect(url, name="dspex caller", wait=wait, credentials=credentials), prefix)
 
     async def close(self) -> None:
+        if self._keeper:
+            await self._keeper.close()
         await self.client.close()
+
+    async def keeper(self) -> tuple[Client, Subjects]:
+        """A connection that keys and large values are read with, and its names: our own, or, on a system with access
+        rules, that of its archivist, whose identity stands beside the console's. Raises ConfigurationError."""
+        own = self.client.identity
+        if not own.secured:
+            return self.client, self.subjects
+        context = Path(self.client.credentials or "").with_name(f"{Role.ARCHIVIST}.json")
+        if self._keeper is None:
+            if account_of(Role.CONSOLE) != own.account or not context.is_file():
+                raise ConfigurationError(
+                    f"private and large values are read by those who have the data folder's own identities: {context} "
+                    "is not there"
+                )
+            self._keeper = await Client.connect(self.client.url, name="dspex keeper", credentials=str(context))
+        return self._keeper, Subjects(self.subjects.prefix, tenants=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,6 +186,31 @@ class Caller:
         """Tell a task something; returns the signal's position in the log."""
         body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
         return await self._store("signal", program, msgspec.json.encode(body), {})
+
+    async def retry(
+        self, task: str, *, program: str = "", clean: bool = False, values: Mapping[str, Any] | None = None,
+        actor: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Submit a task that ended without an output again: `{"program", "task", "retried", "fresh"}`, `retried` being
+        the new task. Without its `program` the log is asked for that.
+
+        Raises Conflict for a task that is under way or has its output, NotFound, InvalidInput, Unavailable.
+        """
+        body = {"task": task, "clean": clean, "set": dict(values or {}), "actor": actor}
+        return await self._letter("retry", program or await self.program_of(task), body)
+
+    async def drop(self, task: str, why: str, *, program: str = "", actor: str = "") -> dict[str, Any]:
+        """Have nothing more done about a task that ended without an output: `{"program", "task", "dropped", "fresh"}`.
+        Raises as `retry` does."""
+        body = {"task": task, "why": why, "actor": actor}
+        return await self._letter("drop", program or await self.program_of(task), body)
+
+    async def _letter(self, verb: str, program: str, body: dict[str, Any]) -> dict[str, Any]:
+        if not valid_token(program):
+            raise NotFound(f"{program[:80]!r} is no program's name")
+        subject = self.subjects.dlq(program, verb)
+        reply = await self._request(subject, msgspec.json.encode(body), SUBMIT_WAIT, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:
         """Have what a task holds forgotten, for good: `{"task", "program", "keys", "objects", "later"}`.
@@ -276,12 +322,16 @@ class Caller:
     async def processes(self) -> list[dict[str, Any]]:
         """Everything that runs, also what is supervised and down; one dict a process, as `dspex ps --json` shows it."""
         found: dict[str, dict[str, Any]] = {}
+        own: dict[str, Mapping[str, Any]] = {}
         for answer in await self.gather():
             data = answer.get("data") or {}
             for process in data.get("processes", ()):
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
-                found[data["agent"]] = _process(data)
+                own[data["agent"]] = data
+        for name, data in own.items():  # it knows best how it is, and its supervisor the rest
+            above = {key: found.get(name, {}).get(key) for key in ("supervisor", "why")}
+            found[name] = _process({**data, **above})
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
@@ -366,7 +416,7 @@ def _error(code: int, reply: Message) -> TaskError:
 def _process(data: Mapping[str, Any]) -> dict[str, Any]:
     shown = {
         name: data.get(name) for name in ("agent", "program", "pid", "state", "restarts")
-    } | {"tasks": data.get("tasks", 0)}
+    } | {"tasks": data.get("tasks", 0), "supervisor": data.get("supervisor"), "why": data.get("why") or ""}
     if not data.get("program"):
         shown["role"] = data.get("role")
     return shown

@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("doors", "score"),
     "signal": ("doors", "signal"),
     "cancel": ("cancel", "cancel"),
+    "dlq": ("dlq", "dlq"),
     "ps": ("look", "ps"),
     "tasks": ("tasks", "tasks"),
     "events": ("look", "events"),

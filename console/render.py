@@ -23,7 +23,10 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AgentCrashed", "BreakerOpened", "DoorsClosed"}
+_BAD = {
+    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "AgentGaveUp", "BreakerOpened",
+    "DoorsClosed",
+}  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 
@@ -213,7 +216,11 @@ def gist(event: dict[str, Any]) -> str:
             why = ", ".join(part for part in (data.get("who"), data.get("why")) if part)
             return clean(f"{data['assignment'][:8]} {compact(data['values'])}" + (f" ({why})" if why else ""))
         case "TaskClaimed":
-            return f"attempt {data['attempt']}, values {data['assignment'][:8]}"
+            alone = ", alone" if data.get("alone") else ""
+            return f"attempt {data['attempt']}, values {data['assignment'][:8]}{alone}"
+        case "AttemptDied":
+            company = "alone" if data.get("alone") else "beside others"
+            return clean(f"attempt {data['attempt']} of {data['agent']}: {data['reason']}, {company}")
         case "TaskCompleted":
             return f"{compact(data['output'])}, {duration(data.get('seconds'))}"
         case "EffectRecorded":
@@ -236,6 +243,13 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['code']} {data['type']}: {data.get('detail') or data['message']}")
         case "TaskDuplicate":
             return clean(f"the same as task {data['of']} (key {data['key']})")
+        case "TaskResubmitted":
+            how = ", from the start" if data.get("clean") else ""
+            changed = f", {', '.join(data['changed'])} changed" if data.get("changed") else ""
+            by = f", by {data['actor']}" if data.get("actor") else ""
+            return clean(f"as task {data['successor']}{how}{changed}{by}")
+        case "TaskDropped":
+            return clean(f"{data['why']}, by {data['actor'] or 'somebody'}")
         case "TaskCancelled":
             by = f", by {data['by']}" if data.get("by") else ""
             return clean((data.get("reason") or "cancelled") + by)
@@ -266,6 +280,8 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":
             return clean(f"process {data['pid']}: {data['reason']}")
+        case "AgentGaveUp":
+            return clean(f"after {data.get('restarts', 0)} restarts: {data['reason']}")
         case _:
             return compact(data)
 

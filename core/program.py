@@ -63,7 +63,8 @@ class Program:
     """Seconds that one attempt may take."""
 
     attempts: ClassVar[int] = 3
-    """Claims whose process may die before the task is set aside."""
+    """Deaths of its process, alone in it, after which a task is set aside; twice as many when somebody else may have
+    killed the process, eight times as many attempts that were lost for whatever reason."""
 
     retry: ClassVar[Retry | None] = None
     """Whether and when a task is tried again after predict raised; None: an error is the end."""

@@ -29,6 +29,9 @@ _HOME = {
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
+    "dspex.compose.letters": (
+        "adead_letters", "adrop_task", "aretry_task", "dead_letters", "drop_task", "retry_task",
+    ),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
@@ -44,6 +47,12 @@ if TYPE_CHECKING:
     from dspex.compose.forks import fork as fork
     from dspex.compose.http import HttpReply as HttpReply
     from dspex.compose.http import http as http
+    from dspex.compose.letters import adead_letters as adead_letters
+    from dspex.compose.letters import adrop_task as adrop_task
+    from dspex.compose.letters import aretry_task as aretry_task
+    from dspex.compose.letters import dead_letters as dead_letters
+    from dspex.compose.letters import drop_task as drop_task
+    from dspex.compose.letters import retry_task as retry_task
     from dspex.compose.replays import Replay as Replay
     from dspex.compose.replays import adiff as adiff
     from dspex.compose.replays import diff as diff

@@ -19,9 +19,11 @@ from dspex.core.errors import LogCorrupt
 from dspex.core.events import (
     PAYLOADS,
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    AttemptDied,
     BreakerClosed,
     BreakerHalfOpened,
     BreakerOpened,
@@ -71,7 +73,9 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     OutcomeReported: st.builds(OutcomeReported, program=text, outcome=raw),
     SignalSent: st.builds(SignalSent, program=text, signal=raw),
     SignalReceived: st.builds(SignalReceived, name=text, position=number, value=raw, held=maybe),
-    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text),
+    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text,
+        alone=st.just(UNSET) | st.booleans()),
+    AttemptDied: st.builds(AttemptDied, attempt=number, agent=text, reason=text, alone=st.booleans()),
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
         arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
@@ -100,6 +104,7 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ),
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),
+    AgentGaveUp: st.builds(AgentGaveUp, reason=text, restarts=number),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
     BreakerOpened: st.builds(
         BreakerOpened, reason=text, calls=number, failures=number, slow=number, window=text, since=seconds, due=seconds

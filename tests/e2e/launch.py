@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from dspex.agents.bounds import Bounds
 from dspex.compose.root import Plan, SystemSpec, run_root
 from dspex.core.doors import Marks
 from dspex.core.errors import DspexError
@@ -17,6 +18,8 @@ from dspex.core.errors import DspexError
 def main(spec: dict[str, object]) -> int:
     plans = [Plan(app, agents) for app, agents in spec.pop("plans")]  # type: ignore[attr-defined]
     data = Path(str(spec.pop("data")))
+    if "retention" in spec:
+        spec["retention"] = Bounds(**spec["retention"])  # type: ignore[arg-type]
     if "marks" in spec:
         spec["marks"] = Marks(**spec["marks"])  # type: ignore[arg-type]
     try:
