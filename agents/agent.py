@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents import logtime
 from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
@@ -107,6 +108,7 @@ class _Agent:
 
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
+        logtime.begin()
         program = spec.program(**spec.values)
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
@@ -133,11 +135,12 @@ class _Agent:
         await worker.limits.begin()
         watch = Watch(worker)
         watch.start()
+        # Before the first task: when this was stored says what time it is.
+        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
+        await self._record(log, started)
         worker.start(self._missing)
         await client.flush()
         self._say("serving")
-        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
-        await self._record(log, started)
         await self.stopping.wait()
         self._say("draining")
         if worker.running:
@@ -205,7 +208,11 @@ class _Agent:
             return
         try:
             async with asyncio.timeout(3):
-                await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                began = time.monotonic()
+                head = await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                ended = time.monotonic()
+                if entry := await log.entry(head.position):
+                    logtime.between(entry.time, began, ended)
         except (LogError, TimeoutError) as error:
             logger.warning("%s could not write %s: %s", self.spec.name, type(event).__name__, error)
 
