@@ -22,7 +22,8 @@ from dspex.console.render import bold, clean, dim, green, print_json, red, short
 
 if TYPE_CHECKING:
     from dspex.compose.root import Plan
-    from dspex.compose.settings import Settings
+    from dspex.compose.settings import ProgramSettings, Settings
+    from dspex.core.upkeep import Upkeep
 
 __all__ = ["ask_line", "data_flag", "exposed", "nats_line", "up"]
 
@@ -71,7 +72,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
-        marks=settings.doors.marks(),
+        marks=settings.doors.marks(), supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -116,7 +117,10 @@ def _plans(
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
     plans = [
-        Plan(str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue)
+        Plan(
+            str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
+            upkeep=_upkeep(name, program),
+        )
         for name, program in settings.programs.items()
     ]
     if not plans:
@@ -125,6 +129,15 @@ def _plans(
             f'{where} names no programs; try dspex up qa.py, or add [programs.qabot] with app = "qa.py"'
         )
     return settings, plans
+
+
+def _upkeep(name: str, program: ProgramSettings) -> Upkeep:
+    from dspex.core.errors import ConfigurationError
+
+    try:
+        return program.upkeep()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"[programs.{name}]: {error}") from None
 
 
 @dataclass
@@ -232,6 +245,8 @@ class _Teller:
         for program, count in zip(self.programs, counts, strict=True):
             name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
             click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
+            if program["limits"]:
+                click.echo(dim(f"  {' ' * wide}  {program['limits']}"))
 
 
 def data_flag(data: Path) -> str:
