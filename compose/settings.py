@@ -80,10 +80,6 @@ class ProgramSettings(_Frozen):
     recycle_after: _Count = 0
     recycle_memory: _Bytes = 0
 
-    def upkeep(self) -> Upkeep:
-        """Raises ConfigurationError."""
-        return Upkeep(**{each.name: getattr(self, each.name) for each in fields(Upkeep)})
-
 
 class SupervisorSettings(_Frozen):
     """One `[supervisors.<name>]` table: programs, or other supervisors, that are looked after together."""
@@ -154,6 +150,14 @@ class Settings(_Frozen):
     privacy: PrivacySettings = PrivacySettings()
     doors: DoorsSettings = DoorsSettings()
 
+
+    def upkeep(self, program: str) -> Upkeep:
+        """How a program's agents are looked after. Raises ConfigurationError."""
+        wanted = self.programs[program]
+        try:
+            return Upkeep(**{each.name: getattr(wanted, each.name) for each in fields(Upkeep)})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"[programs.{program}]: {error}") from None
 
     def named(self) -> tuple[Named, ...]:
         """The supervisors that were asked for. Raises ConfigurationError when they are no tree over the programs."""

@@ -51,9 +51,10 @@ class System:
         if agents < 1:
             raise ConfigurationError(f"agents = {agents}: a system needs one at least")
         self.program = program
+        plan = Plan(agents=agents, program=program, values=values or {}, upkeep=upkeep or Upkeep())
         self._spec = SystemSpec(
-            [Plan(agents=agents, program=program, values=values or {}, upkeep=upkeep or Upkeep())], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log, master=master,
+            [plan], data=Path(data), nats=nats, durability=durability, prefix=prefix, replace=replace, archive=archive,
+            log=log, master=master,
         )  # fmt: skip
         self.url = ""
         self._pid = 0

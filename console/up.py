@@ -22,8 +22,7 @@ from dspex.console.render import bold, clean, dim, green, print_json, red, short
 
 if TYPE_CHECKING:
     from dspex.compose.root import Plan
-    from dspex.compose.settings import ProgramSettings, Settings
-    from dspex.core.upkeep import Upkeep
+    from dspex.compose.settings import Settings
 
 __all__ = ["ask_line", "data_flag", "exposed", "nats_line", "up"]
 
@@ -119,7 +118,7 @@ def _plans(
     plans = [
         Plan(
             str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
-            upkeep=_upkeep(name, program),
+            upkeep=settings.upkeep(name),
         )
         for name, program in settings.programs.items()
     ]
@@ -129,15 +128,6 @@ def _plans(
             f'{where} names no programs; try dspex up qa.py, or add [programs.qabot] with app = "qa.py"'
         )
     return settings, plans
-
-
-def _upkeep(name: str, program: ProgramSettings) -> Upkeep:
-    from dspex.core.errors import ConfigurationError
-
-    try:
-        return program.upkeep()
-    except ConfigurationError as error:
-        raise ConfigurationError(f"[programs.{name}]: {error}") from None
 
 
 @dataclass
