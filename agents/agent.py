@@ -159,8 +159,14 @@ class _Agent:
         worker.breakers.serve(service)
         service.announce()
         await self._make_known(worker)
+        await worker.limits.begin()
         worker.endings.on_done = self._done
-        self.watch = watch = Watch(worker, self.link, spec.upkeep, self._recycle)
+        loop = asyncio.get_running_loop()
+
+        def full(why: str) -> None:
+            loop.call_soon_threadsafe(self._recycle, why)
+
+        self.watch = watch = Watch(worker, self.link, spec.upkeep, full)
         watch.start()
         worker.start(self._missing)
         await client.flush()
@@ -173,6 +179,7 @@ class _Agent:
             self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
         service.stop()
         await worker.drain(self.grace)
+        await worker.limits.finish()
         await service.finish(1.0)
         watch.stop()
         await self._record(log, AgentStopped(pid=os.getpid(), reason=self.why))

@@ -52,8 +52,8 @@ FRAMES = 8
 
 
 class Watch:
-    """The watching thread of one worker. It tells the supervisor over `link`, and calls `on_full` in the loop when the
-    process holds as much memory as it should be replaced at.
+    """The watching thread of one worker. It tells the supervisor over `link`, and calls `on_full` (in its
+    own thread) when the process holds as much memory as it should be replaced at.
 
     `stalls` counts how often the loop stood still, `longest` is the most seconds, `where` the last place.
     """
@@ -63,14 +63,13 @@ class Watch:
         on_full: Callable[[str], None] = lambda why: None,
     ) -> None:  # fmt: skip
         self._worker, self._link, self._upkeep, self._on_full = worker, link, upkeep or Upkeep(), on_full
-        self._loop = asyncio.get_running_loop()
         self._parent, self._orphaned_at, self._is_full = os.getppid(), 0.0, False
         self.stalls, self.longest, self.where, self._stalled_at = 0, 0.0, "", 0.0
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._client: Client | None = None
         self._stand_in: Service | None = None
-        self._said = 0.0
+        self._said = self._spoke = 0.0
         self._failed = False
 
     def start(self) -> None:
@@ -133,6 +132,9 @@ class Watch:
         except ConnectionFailed as error:
             logger.debug("no beat: %s", error)
         if now - self._worker.pulse > BLOCKED:
+            if self._client and now - self._spoke > BLOCKED:
+                self._spoke = now
+                self._worker.limits.speak_for(self._client)
             self._stand_in_for_loop(held)
             over = [run for run in held if run.expires + GRACE <= now and not run.settling]
             if over:
@@ -201,7 +203,7 @@ class Watch:
             os._exit(EXIT_MEMORY)
         if enough and held > enough and not self._is_full:
             self._is_full = True
-            self._loop.call_soon_threadsafe(self._on_full, f"holds {spoken(held)}, more than {spoken(enough)}")
+            self._on_full(f"holds {spoken(held)}, more than {spoken(enough)}")
 
     async def _end_process(self, over: list[Run]) -> None:
         worker = self._worker

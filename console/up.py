@@ -71,7 +71,8 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
-        marks=settings.doors.marks(), supervisors=settings.named() if not app or app.endswith(".toml") else (),
+        limits=settings.limit_texts(), marks=settings.doors.marks(),
+        supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -235,8 +236,8 @@ class _Teller:
         for program, count in zip(self.programs, counts, strict=True):
             name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
             click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
-            if program["limits"]:
-                click.echo(dim(f"  {' ' * wide}  {program['limits']}"))
+            if program["confined"]:
+                click.echo(dim(f"  {' ' * wide}  {program['confined']}"))
 
 
 def data_flag(data: Path) -> str:
