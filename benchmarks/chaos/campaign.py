@@ -37,7 +37,8 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What a campaign is run with. `every` is from how many to how many seconds lie between two faults."""
+    """What a campaign is run with: at least so many tasks and faults of each class; `every` is from how many to how
+    many seconds lie between two faults."""
 
     tasks: int = 1000
     seed: int = 1
@@ -46,6 +47,7 @@ class Options:
     every: tuple[float, float] = (5.0, 40.0)
     agents: int = 3
     clients: int = 12
+    faults: int = 3
     patience: float = 90.0
     durability: str = "process"
 
@@ -159,12 +161,12 @@ async def campaign(
         system = target.system
         clients = Clients(
             system.plain, history, seed=options.seed, tasks=options.tasks, rate=options.rate, count=options.clients,
-            patience=options.patience,
+            patience=options.patience, enough=lambda: len(happened) >= options.faults,
         )  # fmt: skip
         began = time.time()
-        async with _progress(name, clients, happened, say), _faults(target, names, options, happened):
+        async with _progress(name, clients, happened, say), _faults(target, names, options, happened, clients.sent):
             await clients.run()
-        ended = time.time()
+            ended = time.time()
         say(f"{name}: {clients.acknowledged} acknowledged, {len(happened)} faults; waiting for what is open")
         evidence = await _evidence(system, history, book, options)
     return Run(name, evidence, happened, began, ended)
@@ -172,18 +174,23 @@ async def campaign(
 
 @asynccontextmanager
 async def _faults(
-    target: Target, names: Sequence[str], options: Options, happened: list[Happened]
+    target: Target, names: Sequence[str], options: Options, happened: list[Happened], sent: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Faults as long as the clients are at work, and the last of them ended when this is left."""
+    """Faults as long as the clients send; the last of them has ended when this is left."""
 
     async def run() -> None:
         await asyncio.sleep(CALM)
         await unleash(target, schedule(names, options.seed, options.every), happened)
 
-    running = asyncio.create_task(run())
+    async def until_sent() -> None:
+        await sent.wait()
+        running.cancel()
+
+    running, stopping = asyncio.create_task(run()), asyncio.create_task(until_sent())
     try:
         yield
     finally:
+        stopping.cancel()
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
