@@ -60,7 +60,7 @@ def job(seed: int, n: int) -> Job:
     waits = kind in ("nap", "signal", "hold", "late")
     return Job(
         n=n, body={"n": n, "kind": kind, "seconds": seconds}, ask=not waits and chance.random() < 0.4,
-        key=f"{seed}-{n}" if chance.random() < 0.8 else "", deadline=3.0 if kind == "late" else None,
+        key=f"{seed}-{n}" if chance.random() < 0.8 or kind in ("signal", "hold") else "", deadline=3.0 if kind == "late" else None,
         twice=chance.random() < 0.1, scored=chance.random() < 0.1, read=chance.random() < 0.5,
         cancel=kind == "hold" or (not waits and chance.random() < 0.02),
     )  # fmt: skip
