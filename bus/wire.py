@@ -224,8 +224,8 @@ class Wire(NatsClient):
         writer = getattr(transport, "_io_writer", None)
         # A socket that has just broken is known to its transport before the library has heard of it; then it refuses.
         broken = writer is not None and writer.transport.is_closing()
-        ready = self._status == NatsClient.CONNECTED and not self._pending and writer is not None and not broken
-        if ready and writer.transport.get_write_buffer_size() < MAX_UNSENT:
+        ready = self._status == NatsClient.CONNECTED and not self._pending and not broken
+        if ready and writer is not None and writer.transport.get_write_buffer_size() < MAX_UNSENT:
             writer.write(out[0] if len(out) == 1 else b"".join(out))
             return
         self._pending += out
