@@ -21,6 +21,7 @@ from dspex.agents.doorkeeper import Doorkeeper
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
+from dspex.agents.limiter import Limiter
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
@@ -33,7 +34,7 @@ from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
-from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
+from dspex.core.events import AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
@@ -51,7 +52,8 @@ class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
     the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
     `alone`: nobody else has a log on this server. `master` refers to the master key of private values; `marks` say
-    when the stored doors are closed."""
+    when the stored doors are closed. `limits` are those of the configuration, which counts since `limits_since`
+    (seconds since the epoch)."""
 
     name: str
     url: str
@@ -64,6 +66,8 @@ class RegistrarSpec:
     durability: Literal["power", "process"] = "power"
     alone: bool = False
     master: str = ""
+    limits: dict[str, dict[str, str]] = field(default_factory=dict)
+    limits_since: float = 0.0
     marks: Marks = field(default_factory=Marks)
 
     @property
@@ -163,12 +167,19 @@ class _Registrar:
         )  # fmt: skip
         await self.keeper.recall()
         await self._set_doors(list(self.programs))
+        limiter = Limiter(self.log, self.subjects, self.source)
+        fresh = self.spec.alone and not self.life.restarts
+        await limiter.recall(fresh=fresh)
+        await limiter.configure(self.spec.limits, self.spec.limits_since, fresh=fresh)
+        limiter.serve(service)
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
         service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
-        work = (self._register_all(), lease.keep(), self.ground.work(), self.keeper.work())
+        work = (
+            self._register_all(), lease.keep(), self.ground.work(), self.keeper.work(), limiter.work(),
+        )
         working = [asyncio.create_task(each) for each in work]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
@@ -282,18 +293,22 @@ class _Registrar:
                     self.notices.put_nowait(notice)
 
     async def _speak(self) -> None:
-        """Write the deaths that the supervisor saw into the log, each once."""
+        """Write the deaths that the supervisor saw into the log, and whom it gave up, each once."""
         while True:
             notice = await self.notices.get()
-            crashed = AgentCrashed(pid=notice["pid"], reason=notice["reason"])
+            reason = notice["reason"]
+            event: Payload = (
+                AgentGaveUp(reason=reason, restarts=notice["restarts"]) if notice.get("gave_up")
+                else AgentCrashed(pid=notice["pid"], reason=reason)
+            )  # fmt: skip
             name = aggregate("agent", notice["kind"], notice["agent"])
             while True:
                 try:
                     if not await self._is_written(name, notice["id"]):
-                        await record(self.log, name, [crashed], source=self.source, causation=notice["id"])
+                        await record(self.log, name, [event], source=self.source, causation=notice["id"])
                     break
                 except LogError as error:
-                    logger.warning("%s could not write down a crash: %s", self.spec.name, error)
+                    logger.warning("%s could not write down what its supervisor saw: %s", self.spec.name, error)
                     await asyncio.sleep(0.5)
             self.link.send({"ack": notice["notice"]})
 
