@@ -153,6 +153,7 @@ class Recorder:
             with Performing(self._life, call.key) as performing:
                 refused = self._attempt.breakers.refusal(call) if call.breaker else None
                 if refused is not None:
+                    await asyncio.sleep(0)  # a program that tries again at once must leave the loop to others
                     return failed(call, refused, 0.0)
                 # What may be done again need not wait, within a bound.
                 if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):

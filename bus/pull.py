@@ -30,8 +30,9 @@ class Delivery:
     of the consumer, and `pending` is how many messages wait behind this one."""
 
     __slots__ = ("_time", "delivered", "message", "pending", "position", "sequence")
+
     wake = 0
-    """The number of the wake that a task was delivered by; 0 when its consumer delivered it."""
+    """Of a task that was woken: the position of its wake."""
 
     def __init__(self, message: Message) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.<consumer seq>.<time>.<pending>, newer: 2 tokens more

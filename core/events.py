@@ -82,7 +82,7 @@ class InputSealed(Payload, frozen=True, kw_only=True):
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
     """An attempt began to hold the task. `assignment` is the hash of the values it runs on; `alone` says that nothing
-    else runs in its process; `wake` is the number of the wake that brought a task which slept."""
+    else runs in its process; `wake` is the position of the wake that it took the task with, in the stream of timers."""
 
     attempt: int
     agent: str
