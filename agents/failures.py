@@ -39,10 +39,8 @@ def retried(
     """What a program's policy says of an error that the program raised; None when it is the end. `deadline` is the
     task's, in seconds since the epoch."""
     cause = error.__cause__ or error
-    if policy is None or not isinstance(cause, policy.on):
-        return None
-    delay = policy.delay(retries + 1, task)
-    if delay is None or (deadline is not None and deadline < time.time() + delay):
+    delay = policy.wait(cause, retries + 1, task) if policy else None
+    if policy is None or delay is None or (deadline is not None and deadline < time.time() + delay):
         return None
     return TaskRetried(
         retry=retries + 1, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),

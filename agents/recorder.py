@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
@@ -22,7 +22,7 @@ import msgspec
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
 from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
-from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
+from dspex.core.events import EffectRecorded, EffectRetried, Event, Interrupted, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
 
@@ -61,6 +61,16 @@ class Attempt(Writing, Protocol):
         """The branches of the run that have not ended, without the main one."""
 
     suspended: bool
+    deadline: float | None
+    """When the task must be done, in seconds since the epoch."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run was stopped."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that the run may still take."""
 
     @property
     def lenient(self) -> bool:
@@ -90,6 +100,9 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
+        self._tries, self._raised = memory.tries, dict[str, BaseException]()
+        self._in_flight: dict[str, Interrupted] = {}
+        self._asked: set[Future[Any]] = set()
         self._life = f"{memory.keys or attempt.id}/{memory.life}"
         self._seed = f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
@@ -100,6 +113,14 @@ class Recorder:
         self.broken: BaseException | None = None
         self.closed = False
 
+    @property
+    def over(self) -> bool:
+        return self.closed or self._attempt.over
+
+    @property
+    def left(self) -> float:
+        return self._attempt.left
+
     # -- the Runtime port
 
     async def perform(self, call: Call) -> Any:
@@ -107,25 +128,65 @@ class Recorder:
         self._check_loop()
         record = self._look_up(call)
         if record is None:
-            self._under_way += 1
-            try:
-                with Performing(self._life, call.key):
-                    # What may be done again need not wait, within a bound.
-                    if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
-                        try:
-                            await self.writer.flush()
-                        except Exception as error:
-                            self._break(error)
-                        self._check()
-                    record = await self._act(call)
-            finally:
-                self._under_way -= 1
-                self._active = self._loop.time()
+            record = await (self._do_until_done(call) if call.retry else self._do(call))
             self._check()
             self._note(record)
             if call.outside:
                 self.writer.write_soon()
         return outcome_of(call, record)
+
+    async def _do(self, call: Call) -> EffectRecorded:
+        """Perform an effect, with everything it may depend on in the log."""
+        self._under_way += 1
+        performing = Performing(self._life, call.key, self._attempt)
+        try:
+            with performing:
+                # What may be done again need not wait, within a bound.
+                if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                    try:
+                        await self.writer.flush()
+                    except Exception as error:
+                        self._break(error)
+                    self._check()
+                if not call.read_only:
+                    self._in_flight[call.key] = Interrupted(call.key, call.name, performing.idempotency_key)
+                return await self._act(call)
+        except asyncio.CancelledError:
+            performing.stop()
+            raise
+        finally:
+            self._in_flight.pop(call.key, None)
+            self._under_way -= 1
+            self._active = self._loop.time()
+
+    async def _do_until_done(self, call: Call) -> EffectRecorded:
+        """Perform an effect as often as its policy says. The tries before, by whatever attempt, count."""
+        while True:
+            while (until := self._until.get(call.key) or 0.0) - time.time() > SHORT:
+                await self._park(TaskSleeping(key=call.key, until=until))
+            with self._busy():
+                await asyncio.sleep(max(until - time.time(), 0.0))
+            self._check()
+            record = await self._do(call)
+            again = self._again(call)
+            if again is None:
+                return record
+            self._check()
+            self._tries[call.key], self._until[call.key] = again.retry, again.until
+            self.writer.add(again)
+            self.writer.write_soon()
+
+    def _again(self, call: Call) -> EffectRetried | None:
+        """When an effect that was just performed is to be performed again; None for not."""
+        error, retry = self._raised.pop(call.key, None), self._tries.get(call.key, 0) + 1
+        delay = call.retry.wait(error, retry, f"{self._life}/{call.key}") if call.retry and error else None
+        deadline = self._attempt.deadline
+        if delay is None or (deadline is not None and deadline < time.time() + delay):
+            return None
+        if sum(self._tries.values()) >= MAX_RECORDS or delay > MAX_WAIT:
+            return None
+        kind = type(error).__name__[:200]
+        return EffectRetried(key=call.key, name=call.name, retry=retry, type=kind, until=time.time() + delay)
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()
@@ -139,6 +200,8 @@ class Recorder:
                     f"the result of {call.name} has {size:,} bytes; {self._attempt.limit:,} are allowed", name=call.name
                 )
         except Exception as error:
+            if call.retry:
+                self._raised[call.key] = error
             return failed(call, error, time.perf_counter() - started)
         return record
 
@@ -207,10 +270,16 @@ class Recorder:
         async def waited() -> Any:
             return await work
 
+        asked = asyncio.run_coroutine_threadsafe(waited(), self._loop)
+        self._asked.add(asked)
         try:
-            return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
+            if self.closed:
+                asked.cancel()
+            return asked.result()
         except CancelledError:
             raise Suspended from None
+        finally:
+            self._asked.discard(asked)
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         return await self._attempt.call(program, body, key)
@@ -271,6 +340,14 @@ class Recorder:
         """What has not been written, at most `room` bytes, for the last commit to take along. The run is over then."""
         self.closed = True
         return await self.writer.rest(room)
+
+    def stop(self) -> list[Interrupted]:
+        """The run goes no further, wherever it is. What was under way, and may have done something."""
+        found = list(self._in_flight.values())
+        self.closed = True
+        for asked in list(self._asked):  # a program in a thread, which cannot be cancelled itself
+            asked.cancel()
+        return found
 
     def close(self) -> None:
         """The run is over: nothing more is performed or recorded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,11 +207,21 @@ class Run:
         """The branches of the run that have not ended, without the main one."""
         return self._scope.live if self._scope else set()
 
+    @property
+    def over(self) -> bool:
+        """Whether it was stopped: its task is cancelled, or its time is up."""
+        return self.abandoned
+
+    @property
+    def left(self) -> float:
+        """Seconds that it may still take."""
+        return self.expires - time.monotonic()
+
     async def call(self, program: str, body: bytes, key: str) -> bytes:
-        """Run another program for this task."""
+        """Run another program for this task, by the task's own deadline."""
         if (await self.seat.calls.guards.of(program)).private:
             self.seal_effect(f"call.{program}")
-        return await self.seat.calls.call(program, body, key, self.id)
+        return await self.seat.calls.call(program, body, key, self.id, self.deadline)
 
     async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""

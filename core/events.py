@@ -11,37 +11,11 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS",
-    "AgentCrashed",
-    "AgentStarted",
-    "AgentStopped",
-    "AssignmentProposed",
-    "AttemptDied",
-    "EffectRecorded",
-    "Event",
-    "Head",
-    "Held",
-    "InputSealed",
-    "KeyBound",
-    "OutcomeReported",
-    "Payload",
-    "ProgramRegistered",
-    "SignalReceived",
-    "SignalSent",
-    "TaskCancelled",
-    "TaskClaimed",
-    "TaskCompleted",
-    "TaskDeadLettered",
-    "TaskDropped",
-    "TaskDuplicate",
-    "TaskFailed",
-    "TaskForgotten",
-    "TaskForked",
-    "TaskResubmitted",
-    "TaskRetried",
-    "TaskSleeping",
-    "TaskSubmitted",
-    "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied", "EffectRecorded",
+    "EffectRetried", "EffectsInterrupted", "Event", "Head", "Held", "InputSealed", "Interrupted", "KeyBound",
+    "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed",
+    "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked",
+    "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -157,6 +131,33 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     arguments: list[str | int | float | bool | None] = field(default_factory=list)
     seconds: float = 0.0
     held: Held | UnsetType = UNSET
+
+
+class EffectRetried(Payload, frozen=True, kw_only=True):
+    """An effect raised, and its policy says to do it again at `until`: its try number `retry` + 1. `type` is the class
+    of what it raised."""
+
+    key: str
+    name: str
+    retry: int
+    type: str
+    until: float
+
+
+class Interrupted(Struct, frozen=True):
+    """An effect that was under way when its run was stopped: its place, its name, and the key that it gave outside."""
+
+    key: str
+    name: str
+    idempotency_key: str
+
+
+class EffectsInterrupted(Payload, frozen=True, kw_only=True):
+    """These effects of an attempt were under way when it was stopped, and nobody knows what they did."""
+
+    attempt: int
+    agent: str
+    effects: list[Interrupted]
 
 
 class TaskSleeping(Payload, frozen=True, kw_only=True):
@@ -318,9 +319,9 @@ PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
-        EffectRecorded, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered,
-        TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, AssignmentProposed, InputSealed,
-        TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        EffectRecorded, EffectRetried, EffectsInterrupted, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed,
+        TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
+        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

@@ -19,9 +19,9 @@ PUBLIC = [
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",
     "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable",
-    "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task", "computed", "constraint",
+    "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task", "cancelled", "computed", "constraint",
     "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http", "idempotency_key",
-    "retry_task", "variable",
+    "retry_task", "time_left", "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
-    "dspex.core.effects": ("effect", "idempotency_key"),
+    "dspex.core.effects": ("cancelled", "effect", "idempotency_key", "time_left"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from dspex.compose.replays import adiff as adiff
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
+    from dspex.core.effects import cancelled as cancelled
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
+    from dspex.core.effects import time_left as time_left
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed
