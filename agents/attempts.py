@@ -104,7 +104,7 @@ class Attempts:
             input = await self._decoded(run, body) if self.guard.guarded else self._plain(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
-                tenant = self.subjects.tenant_of(message.subject)
+                tenant = self.subjects.tenant_of(run.delivery.subject)
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))

@@ -54,12 +54,12 @@ async def _commit(run: Run, events: list[Event]) -> list[Event]:
 
 
 async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects, retry: bool) -> Shared:
-    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent, run.program)
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
     if (
         entry is None or subjects.door_of(entry.subject) != ("task", run.program)
-        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.subject, entry.subject))
     ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))

@@ -191,9 +191,9 @@ class Reader:
         return pages[: query.limit], not more and len(pages) <= query.limit
 
 
-async def kept_submission(log: Log, subjects: Subjects, task: str) -> Entry | None:
+async def kept_submission(log: Log, subjects: Subjects, task: str, program: str = "*") -> Entry | None:
     """The submission of a task whose message was erased, because its input is private and had come in the open."""
-    after, subject = 0, subjects.event(f"task.*.{task}")
+    after, subject = 0, subjects.event(f"task.{program}.{task}")
     while found := await log.scan(after, 100, subject):
         for entry in found:
             kept = submission_of(task, decode_commit(entry.body, entry.position), subjects)

@@ -19,9 +19,10 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
-from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
+from dspex.core.errors import BreakerOpen, EffectFailed, LimitExceeded, ProgramFailed
 from dspex.core.events import EffectRecorded, EffectRetried, Event, Interrupted, Payload, SignalReceived, TaskSleeping
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
@@ -59,6 +60,10 @@ class Attempt(Writing, Protocol):
     @property
     def branches(self) -> set[asyncio.Task[Any]]:
         """The branches of the run that have not ended, without the main one."""
+
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
 
     suspended: bool
     deadline: float | None
@@ -142,12 +147,15 @@ class Recorder:
         try:
             with performing:
                 # What may be done again need not wait, within a bound.
-                if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                refused = self._attempt.breakers.refusal(call) if call.breaker else None
+                if refused is None and call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
                     try:
                         await self.writer.flush()
                     except Exception as error:
                         self._break(error)
                     self._check()
+                if refused is not None:
+                    return self._failed(call, refused, 0.0)
                 if not call.read_only:
                     self._in_flight[call.key] = Interrupted(call.key, call.name, performing.idempotency_key)
                 return await self._act(call)
@@ -180,30 +188,37 @@ class Recorder:
         """When an effect that was just performed is to be performed again; None for not."""
         error, retry = self._raised.pop(call.key, None), self._tries.get(call.key, 0) + 1
         delay = call.retry.wait(error, retry, f"{self._life}/{call.key}") if call.retry and error else None
-        deadline = self._attempt.deadline
-        if delay is None or (deadline is not None and deadline < time.time() + delay):
+        if delay is None:
             return None
-        if sum(self._tries.values()) >= MAX_RECORDS or delay > MAX_WAIT:
+        until, deadline = time.time() + delay, self._attempt.deadline
+        if isinstance(error, BreakerOpen):  # before that it is only refused again
+            until = max(until, error.due)
+        if until - time.time() > MAX_WAIT or (deadline is not None and deadline < until):
             return None
-        kind = type(error).__name__[:200]
-        return EffectRetried(key=call.key, name=call.name, retry=retry, type=kind, until=time.time() + delay)
+        if sum(self._tries.values()) >= MAX_RECORDS:
+            return None
+        return EffectRetried(key=call.key, name=call.name, retry=retry, type=type(error).__name__[:200], until=until)
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()
         try:
             if call.private:
                 self._attempt.seal_effect(call.key)
-            record = recorded(call, await call.act(), time.perf_counter() - started)
+            acted = await (self._attempt.breakers.run(call) if call.breaker else call.act())
+            record = recorded(call, acted, time.perf_counter() - started)
             size = len(bytes(record.result))
             if size > self._attempt.limit:
                 raise EffectFailed(
                     f"the result of {call.name} has {size:,} bytes; {self._attempt.limit:,} are allowed", name=call.name
                 )
         except Exception as error:
-            if call.retry:
-                self._raised[call.key] = error
-            return failed(call, error, time.perf_counter() - started)
+            return self._failed(call, error, time.perf_counter() - started)
         return record
+
+    def _failed(self, call: Call, error: Exception, seconds: float) -> EffectRecorded:
+        if call.retry:
+            self._raised[call.key] = error
+        return failed(call, error, seconds)
 
     def perform_in_thread(self, call: Call) -> Any:
         return self.wait_in_thread(self.perform(call))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dspex.agents.keys import key_aggregate
 from dspex.agents.owners import may_see
-from dspex.agents.vault import Vault, held_of
+from dspex.agents.vault import Vault, held_of, submission_of
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.bus.wire import Handler
@@ -18,7 +18,7 @@ from dspex.core.aggregates import FOLDS, LetterState
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Forgotten, InvalidInput, NotFound, TaskError, task_error
 from dspex.core.events import Event, Held, KeyBound, Payload, TaskForgotten
-from dspex.core.ports import Log
+from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -92,8 +92,8 @@ class Results:
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self.log.entry(position) if position > 0 else None
-            if entry is None and position > 0 and await self._was_erased(position):
-                return str(position)
+            if entry is None and position > 0:  # its message may be gone because its input was private
+                entry = await self._kept(str(position))
             if entry is None and 0 < position <= await self.log.head():
                 raise forgotten(self._program, name)
             if (
@@ -109,10 +109,11 @@ class Results:
         assert isinstance(bound, KeyBound)
         return bound.task
 
-    async def _was_erased(self, position: int) -> bool:
-        """Whether the message of a task is gone because its input was private and came in the open."""
-        name = aggregate("task", self._program, position)
-        return not self._subjects.tenants and await self.log.last(name) is not None
+    async def _kept(self, task: str) -> Entry | None:
+        """The submission of a task as its own events keep it."""
+        entries = await self.log.read(aggregate("task", self._program, task))
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        return submission_of(task, events, self._subjects)
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""
@@ -126,7 +127,7 @@ class Results:
         """The reply of an ended task, of whose last event `end` is what the log keeps."""
         held = held_of(end)
         if held and held.blob and not held.key and held.size > self._client.max_payload - ENVELOPE:
-            return elsewhere(task, self._subjects.bucket, held)
+            return elsewhere(task, self._subjects.bucket_of(self._program), held)
         return answer_of(state, task)
 
     async def ended(self, task: str, events: list[Event], state: TaskState) -> tuple[bytes, dict[str, str]] | None:

@@ -98,18 +98,22 @@ class System:
     # -- the doors; each blocking call has an async twin
 
     def ask(
-        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
-    ) -> Any:
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None,
+        retries: int | None = 0, **fields: object,
+    ) -> Any:  # fmt: skip
         """Run and wait; the Output. Raises TaskError.
 
-        After a connection that broke, `ask` or `result` with the same `key` finds the task again.
+        After a connection that broke, `ask` or `result` with the same `key` finds the task again. `retries` is how
+        often to ask again, within `timeout`, when there is no room for the task now; None: as often as time allows.
         """
-        return self._run(self.aask(input, timeout=timeout, key=key, **fields))
+        return self._run(self.aask(input, timeout=timeout, key=key, retries=retries, **fields))
 
     async def aask(
-        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
-    ) -> Any:
-        body, _ = await self._doors.ask(self.program.name, self._body(input, fields), timeout=timeout, key=key)
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None,
+        retries: int | None = 0, **fields: object,
+    ) -> Any:  # fmt: skip
+        content = self._body(input, fields)
+        body, _ = await self._doors.ask(self.program.name, content, timeout=timeout, key=key, retries=retries)
         return self.program.Output.decode(body)
 
     def submit(self, input: Schema | None = None, /, *, key: str | None = None, **fields: object) -> str:

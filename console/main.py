@@ -41,6 +41,7 @@ COMMANDS = {
     "forget": ("forget", "forget"),
     "views": ("views", "views"),
     "vars": ("variables", "variables"),
+    "breakers": ("breakers", "breakers"),
     "secure": ("secure", "secure"),
     "doctor": ("doctor", "doctor"),
     "completion": ("completion", "completion"),

@@ -23,7 +23,9 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed"}
+_BAD = {
+    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "BreakerOpened", "DoorsClosed",
+}  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 
@@ -268,6 +270,17 @@ def gist(event: dict[str, Any]) -> str:
             variables = data.get("variables", {}).get("variables", {})
             count = f"{len(variables)} variable{'' if len(variables) == 1 else 's'}"
             return clean(f"{data['program']}, {count}, from {data.get('app') or 'a class'}")
+        case "BreakerOpened":
+            slow = f"{data['slow']} slow" if data["reason"] == "slow" else f"{data['failures']} failed"
+            return f"of {data['calls']} calls {slow} in {data['window']}, until {clock(data['due'], event['time'])}"
+        case "BreakerHalfOpened" | "BreakerClosed":
+            by = f", reset by {clean(data['by'])}" if data.get("by") else ""
+            held = f", {len(data['permits'])} under way" if data.get("permits") else ""
+            return f"of {data['calls']} trial calls {data['failures']} failed{held}{by}"
+        case "DoorsClosed":
+            return clean(data["message"])
+        case "DoorsOpened":
+            return clean(f"new tasks{' of ' + data['program'] if data.get('program') else ''} are taken again")
         case "AgentStarted":
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":

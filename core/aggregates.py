@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dspex.core.breaker import fold as breaker
+from dspex.core.doors import fold as doors
 from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
@@ -153,6 +155,8 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="dlq", version=1, initial=LetterState(), evolve=_letter, load=_loads(LetterState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
+        breaker,
+        doors,
         Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied", "EffectRecorded",
-    "EffectRetried", "EffectsInterrupted", "Event", "Head", "Held", "InputSealed", "Interrupted", "KeyBound",
-    "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed",
+    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied", "BreakerClosed",
+    "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded", "EffectRetried",
+    "EffectsInterrupted", "Event", "Head", "Held", "InputSealed", "Interrupted", "KeyBound", "OutcomeReported",
+    "Payload", "Permit", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed",
     "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked",
     "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
@@ -308,6 +309,66 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class Permit(Struct, frozen=True):
+    """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
+
+    holder: str
+    until: float
+
+
+class BreakerOpened(Payload, frozen=True, kw_only=True):
+    """An effect is not called until `due` (seconds since the epoch): of the `calls` in `window` so many failed
+    (`reason` "failures"), were slow ("slow"), or its trial calls did no better ("trial"). `since` is when that was."""
+
+    reason: str
+    calls: int
+    failures: int
+    slow: int
+    window: str
+    since: float
+    due: float
+
+
+class BreakerHalfOpened(Payload, frozen=True, kw_only=True):
+    """A trial call of an effect that was not called began or ended: `permits` are those under way, `calls`, `failures`
+    and `slow` those that ended; `since` is when the breaker opened."""
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    permits: list[Permit] = field(default_factory=list)
+    since: float = 0.0
+
+
+class BreakerClosed(Payload, frozen=True, kw_only=True):
+    """An effect is called again: its trial calls went well (`reason` "trial"), or somebody said so ("reset", `by`)."""
+
+    reason: str
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    by: str = ""
+
+
+class DoorsClosed(Payload, frozen=True, kw_only=True):
+    """No new task of `program` ("" of any) is stored for now: `reason` ("room" or "open") and `message` say why. `used`
+    is the measure that is out of bounds and `limit` its bound, both in bytes or in tasks."""
+
+    reason: str
+    message: str
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
+class DoorsOpened(Payload, frozen=True, kw_only=True):
+    """New tasks are stored again. `used` is the measure as it is now, `limit` what it had to fall to."""
+
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
 class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
@@ -321,7 +382,8 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
         EffectRecorded, EffectRetried, EffectsInterrupted, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed,
         TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
-        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, BreakerOpened,
+        BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
     )
 }  # fmt: skip
 

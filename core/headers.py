@@ -10,7 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "TASK", "TIME", "WAIT",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "SUBJECT", "TASK",
+    "TIME", "WAIT",
     "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
 
@@ -36,6 +37,9 @@ SEALED = "Dspex-Sealed"
 """The name of the key that a stored body is sealed with; such a body is `{"open": {…}, "sealed": "…"}`."""
 TIME = "Dspex-Time"
 """On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
+SUBJECT = "Dspex-Subject"
+"""Where a submission came in, tenant and all, on what stands for it: in a log process's queue, or with a private input
+whose message was erased."""
 KNOWN = "Dspex-Known"
 """On a task in a log process's queue: it may have been delivered before."""
 

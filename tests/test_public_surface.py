@@ -14,7 +14,7 @@ import dspex
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
-    "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
+    "Assignment", "AttentionWeights", "Breaker", "BreakerOpen", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
     "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding", "Forgotten", "HttpReply",
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
+    "dspex.core.breaker": ("Breaker",),
     "dspex.core.effects": ("cancelled", "effect", "idempotency_key", "time_left"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
@@ -22,9 +23,9 @@ _HOME = {
         "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
-        "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
-        "NotFound", "ProgramFailed", "TaskError", "Unavailable",
+        "BreakerOpen", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError",
+        "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
+        "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
@@ -56,10 +57,12 @@ if TYPE_CHECKING:
     from dspex.compose.replays import adiff as adiff
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
+    from dspex.core.breaker import Breaker as Breaker
     from dspex.core.effects import cancelled as cancelled
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
     from dspex.core.effects import time_left as time_left
+    from dspex.core.errors import BreakerOpen as BreakerOpen
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed

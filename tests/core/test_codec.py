@@ -23,6 +23,11 @@ from dspex.core.events import (
     AgentStopped,
     AssignmentProposed,
     AttemptDied,
+    BreakerClosed,
+    BreakerHalfOpened,
+    BreakerOpened,
+    DoorsClosed,
+    DoorsOpened,
     EffectRecorded,
     EffectRetried,
     EffectsInterrupted,
@@ -33,6 +38,7 @@ from dspex.core.events import (
     KeyBound,
     OutcomeReported,
     Payload,
+    Permit,
     ProgramRegistered,
     SignalReceived,
     SignalSent,
@@ -109,6 +115,16 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
+    BreakerOpened: st.builds(
+        BreakerOpened, reason=text, calls=number, failures=number, slow=number, window=text, since=seconds, due=seconds
+    ),
+    BreakerHalfOpened: st.builds(
+        BreakerHalfOpened, calls=number, failures=number, slow=number, since=seconds,
+        permits=st.lists(st.builds(Permit, holder=text, until=seconds), max_size=3),
+    ),
+    BreakerClosed: st.builds(BreakerClosed, reason=text, calls=number, failures=number, slow=number, by=text),
+    DoorsClosed: st.builds(DoorsClosed, reason=text, message=text, program=text, used=number, limit=number),
+    DoorsOpened: st.builds(DoorsOpened, program=text, used=number, limit=number),
 }  # fmt: skip
 unknown = st.builds(UnknownEvent, type=st.from_regex(r"[A-Z][a-zA-Z]{0,20}New", fullmatch=True), data=raw)
 
