@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied", "BreakerClosed",
-    "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded", "EffectRetried",
-    "EffectsInterrupted", "Event", "Head", "Held", "InputSealed", "Interrupted", "KeyBound", "OutcomeReported",
-    "Payload", "Permit", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed",
-    "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked",
-    "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
+    "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded",
+    "EffectRetried", "EffectsInterrupted", "Event", "Head", "Held", "InputSealed", "Interrupted", "KeyBound",
+    "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled",
+    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten",
+    "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -309,6 +309,13 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class AgentGaveUp(Payload, frozen=True, kw_only=True):
+    """A process will not be started again, after so many `restarts`; `reason` says why."""
+
+    reason: str
+    restarts: int = 0
+
+
 class Permit(Struct, frozen=True):
     """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
 
@@ -383,7 +390,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         EffectRecorded, EffectRetried, EffectsInterrupted, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed,
         TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
         AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, BreakerOpened,
-        BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
+        BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened, AgentGaveUp,
     )
 }  # fmt: skip
 
