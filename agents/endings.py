@@ -40,7 +40,7 @@ TIMER_SLACK = 0.1
 class Endings:
     """Ends attempts, and counts the tasks that ended: `done` of all, `failed` of those without an output.
 
-    `beside` runs what nobody waits for, within a bound.
+    `beside` runs what nobody waits for, within a bound; `on_death` hears when a death of an earlier attempt was found.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Endings:
         self.client, self.log, self.results, self.waiting, self._beside = client, log, results, waiting, beside
         self._subjects = subjects
         self.done = self.failed = 0
+        self.on_death: Callable[[], object] = lambda: None
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""

@@ -94,3 +94,15 @@ async def test_one_that_dies_after_each_wake_is_found_too(systems: Launch) -> No
             story = await plain.until_ended("careful", [task], patience=240)
             assert story.endings("careful")[task] == ["TaskDeadLettered"]
             assert sum(alone for _, alone in deaths(story, task)) == ATTEMPTS
+
+
+async def test_many_poisonous_tasks_do_not_make_their_agent_give_up(systems: Launch) -> None:
+    """Each costs it several lives, more in all than an agent may fail in a row."""
+    with systems((APP, 1)) as system:
+        async with await system.plain() as plain:
+            bad = [await plain.submit("careful", {"n": n, "do": "exit"}) for n in range(8)]
+            good = await plain.submit("careful", {"n": 7})
+            story = await plain.until_ended("careful", [*bad, good], patience=240)
+            assert {task: story.endings("careful")[task] for task in bad} == {t: ["TaskDeadLettered"] for t in bad}
+            assert story.endings("careful")[good] == ["TaskCompleted"]
+            assert "AgentGaveUp" not in {event["type"] for entry in story.entries for event in entry.events}
