@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -40,15 +42,18 @@ class Calls:
         self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
         self._open: dict[str, set[tuple[str, str]]] = {}
 
-    async def call(self, program: str, body: bytes, key: str, parent: str, deadline: float | None = None) -> bytes:
+    async def call(
+        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({}),
+        *, deadline: float | None = None,
+    ) -> bytes:  # fmt: skip
         """The output of `program` for `body`, to be done by `deadline` (seconds since the epoch). Ends when the other
-        task ends: the caller's own time is the bound.
+        task ends: the caller's own time is the bound. `more` are headers of its submission.
 
         Raises TaskError as the other task ended, NotFound when there is no such program.
         """
         if not valid_token(program):
             raise NotFound(f"{program[:80]!r} is no program's name")
-        headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent}
+        headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent, **more}
         if deadline is not None:
             headers[h.DEADLINE] = rfc3339(deadline)
         task = await self._submit(program, body, headers)

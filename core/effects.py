@@ -29,11 +29,12 @@ from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
 from dspex.core.retry import Retry
+from dspex.core.spending import Cost, Spent, cost_of
 
 __all__ = [
     "Call", "Diverged", "Effect", "Lasting", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching",
     "call_program", "cancelled", "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded",
-    "time_left", "unseen", "when_cut",
+    "spend", "time_left", "unseen", "when_cut",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -114,6 +115,8 @@ class Call(msgspec.Struct, frozen=True):
     retry: Retry | None = None
     breaker: Breaker | None = None
     plain: Callable[[], Any] | None = None
+    cost: Cost | None = None
+    """The most that it may cost; None: nothing."""
 
     @property
     def shown(self) -> str:
@@ -229,12 +232,13 @@ class Performing:
     """`with Performing(…):` one effect is performed. What it does is part of it: effects inside of it are not recorded
     themselves, and it has an idempotency key, made of the task's `life` and the effect's `place`."""
 
-    __slots__ = ("_closers", "_life", "_place", "_run", "_token", "cut")
+    __slots__ = ("_closers", "_life", "_place", "_run", "_token", "cut", "spent")
     scope = None
 
     def __init__(self, life: str, place: str, run: Lasting | None = None) -> None:
         self._life, self._place, self._run = life, place, run
         self._closers: list[Callable[[], None]] = []
+        self.spent: Spent | None = None
         self.cut = False
         """Nobody waits for it any more."""
 
@@ -308,6 +312,21 @@ def _lasting() -> Lasting | None:
     return cast(Lasting, inside) if hasattr(inside, "over") else None  # a replay's runtime takes no time
 
 
+def spend(*, usd: float = 0.0, tokens: int = 0, model: str = "") -> None:
+    """Inside an effect: say what it has cost, in dollars and tokens, and which model was asked. Several calls add up.
+
+    An effect that says nothing counts as what its `@effect(usd=…, tokens=…)` allows, also when it raises; `spend()`
+    with nothing says that it was free. Outside of a system it does nothing. Raises InvalidInput for what is no cost,
+    RuntimeError in a program outside of its effects.
+    """
+    inside = _scope.get()
+    if isinstance(inside, Performing):
+        inside.spent = inside.spent or Spent()
+        inside.spent.add(usd, tokens, model)
+    elif inside is not None:
+        raise RuntimeError("spend belongs inside an effect: what a program itself does is done again on every resume")
+
+
 class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
@@ -315,9 +334,10 @@ class Effect(Generic[P, R]):
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
         hidden: Sequence[str] = (), private: bool = False, retry: Retry | None = None, breaker: Breaker | None = None,
+        cost: Cost | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
-        self.retry, self.breaker = retry, breaker
+        self.retry, self.breaker, self.cost = retry, breaker, cost
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -345,7 +365,7 @@ class Effect(Generic[P, R]):
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
-            retry=self.retry, breaker=self.breaker,
+            retry=self.retry, breaker=self.breaker, cost=self.cost,
             plain=None if self._is_async else functools.partial(function, *args, **kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
@@ -356,11 +376,13 @@ def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
     *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
-    retry: Retry | None = None, breaker: Breaker | None = None,
+    retry: Retry | None = None, breaker: Breaker | None = None, usd: float | None = None, tokens: int | None = None,
+    model: str = "",
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
     hidden: Sequence[str] = (), private: bool = False, retry: Retry | None = None, breaker: Breaker | None = None,
+    usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
@@ -376,9 +398,15 @@ def effect(
     With `retry` one that raises is performed again, later and later, under the same idempotency key; every try is in
     the log, and a crash does not begin the count anew. What it raised the last time is its outcome. With a `breaker` it
     raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the program that was.
+
+    `usd` and `tokens` are the most that one call may cost: so much of every budget is reserved before it is performed,
+    and it raises BudgetExhausted when a budget has not so much left. Inside, `spend` says what it was; `model` names
+    the model that it asks. Raises InvalidInput for what is no cost.
     """
+    costs = usd is not None or tokens is not None or model
     options: dict[str, Any] = {
         "read_only": read_only, "hidden": hidden, "private": private, "retry": retry, "breaker": breaker,
+        "cost": cost_of(usd or 0.0, tokens or 0, model) if costs else None,
     }  # fmt: skip
     if function is None:
         return lambda real: Effect(real, name, **options)
