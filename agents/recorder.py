@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from dspex.agents import logtime
 from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
@@ -186,6 +187,7 @@ class Recorder:
             with performing:
                 refused = self._attempt.breakers.refusal(call) if call.breaker else None
                 if refused is not None:
+                    await asyncio.sleep(0)  # a program that tries again at once must leave the loop to others
                     return self._failed(call, refused, 0.0)
                 # What may be done again need not wait, within a bound.
                 if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
@@ -236,10 +238,10 @@ class Recorder:
     async def _do_until_done(self, call: Call) -> EffectRecorded:
         """Perform an effect as often as its policy says. The tries before, by whatever attempt, count."""
         while True:
-            while (until := self._until.get(call.key) or 0.0) - time.time() > SHORT:
+            while (until := self._until.get(call.key) or 0.0) - logtime.now() > SHORT:
                 await self._park(TaskSleeping(key=call.key, until=until))
             with self._busy():
-                await asyncio.sleep(max(until - time.time(), 0.0))
+                await asyncio.sleep(max(until - logtime.now(), 0.0))
             self._check()
             record = await self._perform(call)
             again = self._again(call, record)
@@ -256,10 +258,10 @@ class Recorder:
         delay = call.retry.wait(error, retry, f"{self._life}/{call.key}") if call.retry and error else None
         if delay is None:
             return None
-        until, deadline = time.time() + delay, self._attempt.deadline
+        until, deadline = logtime.now() + delay, self._attempt.deadline
         if isinstance(error, BreakerOpen):  # before that it is only refused again
             until = max(until, error.due)
-        if until - time.time() > MAX_WAIT or (deadline is not None and deadline < until):
+        if until - logtime.now() > MAX_WAIT or (deadline is not None and deadline < until):
             return None
         if sum(self._tries.values()) >= MAX_RECORDS:
             return None
@@ -307,7 +309,7 @@ class Recorder:
             return
         until = self._until_of(key, seconds)
         assert until is not None, "a sleep has an end"
-        while (left := until - time.time()) > SHORT:
+        while (left := until - logtime.now()) > SHORT:
             await self._park(TaskSleeping(key=key, until=until))
         with self._busy():
             await asyncio.sleep(max(left, 0.0))
@@ -331,7 +333,7 @@ class Recorder:
             fresh = next((each for each in received if each.position not in taken), None)
             if fresh:
                 record = EffectRecorded(key=key, name=kind, digest="", result=fresh.value, arguments=[fresh.position])
-            elif until is not None and until <= time.time():
+            elif until is not None and until <= logtime.now():
                 record = EffectRecorded(key=key, name=kind, digest="", error="builtins:TimeoutError", arguments=[
                     f"the signal {name} did not come in time"])  # fmt: skip
             else:
@@ -381,7 +383,7 @@ class Recorder:
         self._active = self._loop.time()
         look = self._loop.time() + LOOK
         try:
-            while self._loop.time() < look and (wait.until is None or wait.until - time.time() > 0):
+            while self._loop.time() < look and (wait.until is None or wait.until - logtime.now() > 0):
                 await asyncio.sleep(QUIET)
                 self._check()
                 self._suspend_if_quiet()
@@ -413,7 +415,7 @@ class Recorder:
         if key not in self._until:
             if seconds is not None and not (math.isfinite(seconds) and seconds <= MAX_WAIT):
                 raise ValueError(f"a wait takes at most {MAX_WAIT:,.0f} s, not {seconds}")
-            self._until[key] = None if seconds is None else time.time() + seconds
+            self._until[key] = None if seconds is None else logtime.now() + seconds
         return self._until[key]
 
     # -- writing
