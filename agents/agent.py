@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents import logtime
 from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
@@ -136,6 +137,7 @@ class _Agent:
 
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
+        logtime.begin()
         program = spec.program(**spec.values)
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
@@ -168,11 +170,12 @@ class _Agent:
 
         self.watch = watch = Watch(worker, self.link, spec.upkeep, full)
         watch.start()
+        # Before the first task: when this was stored says what time it is.
+        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
+        await self._record(log, started)
         worker.start(self._missing)
         await client.flush()
         self._say("serving")
-        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
-        await self._record(log, started)
         await self.stopping.wait()
         self._say("draining")
         if worker.running:
@@ -241,7 +244,11 @@ class _Agent:
             return
         try:
             async with asyncio.timeout(3):
-                await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                began = time.monotonic()
+                head = await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                ended = time.monotonic()
+                if entry := await log.entry(head.position):
+                    logtime.between(entry.time, began, ended)
         except (LogError, TimeoutError) as error:
             logger.warning("%s could not write %s: %s", self.spec.name, type(event).__name__, error)
 

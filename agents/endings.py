@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from dspex.agents import logtime
 from dspex.agents.guards import erase_entry
 from dspex.agents.results import Results
 from dspex.agents.run import Run
@@ -143,7 +143,7 @@ class Endings:
 
     async def _wake_if_late(self, run: Run, until: float) -> None:
         """A timer that fired before the commit woke a task that was not asleep yet, and was dropped: wake it again."""
-        if until < time.time() + TIMER_SLACK:
+        if until < logtime.now() + TIMER_SLACK:
             await self.waiting.wake(run.id)
 
     async def _answer_as(self, reply: str, task: str) -> None:

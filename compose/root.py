@@ -358,7 +358,7 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
 
     def forward(event: dict[str, Any]) -> None:
-        if event["event"] == "draining":  # the rest is told by itself
+        if event["event"] in ("draining", "limit"):  # the rest is told by itself
             link.send(event)
 
     return Supervisor(

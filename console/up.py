@@ -176,6 +176,8 @@ class _Teller:
             case "draining":
                 tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
+            case "limit":
+                self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
             case "better":
