@@ -194,7 +194,10 @@ class _Root:
         return self.server.pid, None
 
     def _look_at_server(self) -> None:
-        assert self.health
+        assert self.health and self.server
+        if self.server.refresh() and self.secured:
+            self.secured.note_in_force()
+            self._say({"event": "rules", "agent": SERVER, "reason": "the access rules have changed, and are in force"})
         sentence = self.health.look()
         if sentence:
             self._say({"event": "trouble" if self.health.trouble else "better", "agent": SERVER, "reason": sentence})
@@ -214,6 +217,8 @@ class _Root:
                 self.ready = True
                 if self.secured:
                     Secured(self.folder.path, self.spec.prefix).announce(self.url)
+                    if self.server and not self.server.stale:
+                        self.secured.note_in_force()
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return

@@ -166,7 +166,7 @@ class _Teller:
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
             case "trouble":
                 self._line(red(event["reason"]))
-            case "better":
+            case "better" | "rules":
                 self._line(green(event["reason"]))
             case "serving" if event["agent"] in self.down:
                 self.down.discard(event["agent"])
