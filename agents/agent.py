@@ -47,7 +47,7 @@ VERSION = "0.1.0"
 class AgentSpec:
     """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `code` is the
     program's code version as it was when the file was loaded, which may have changed since; `master` refers to the
-    master key of private values."""
+    master key of private values; `max_queue` stands for the program's own."""
 
     name: str
     program: type[Program]
@@ -59,6 +59,7 @@ class AgentSpec:
     values: dict[str, Any] = field(default_factory=dict)
     code: str = ""
     master: str = ""
+    max_queue: int | None = None
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -119,13 +120,14 @@ class _Agent:
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
-            master=master_from(spec.master),
+            master=master_from(spec.master), max_queue=spec.max_queue,
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
             metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,
         )  # fmt: skip
         Doors(worker, client, subjects, service, worker.results, worker.assignments)
+        worker.breakers.serve(service)
         service.announce()
         await self._make_known(worker)
         watch = Watch(worker)
@@ -224,4 +226,6 @@ class _Agent:
             "code": worker.code if worker else "", "restarts": self.life.restarts,
             "tasks": worker.endings.done if worker else 0,
             "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
+            "waiting": worker.backlog.waiting if worker else 0,
+            "breakers": worker.breakers.stats() if worker else [],
         }  # fmt: skip

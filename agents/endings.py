@@ -104,6 +104,10 @@ class Endings:
         else:
             self.client.acknowledge(run.delivery.message, ACK)
 
+    def hand_back(self, run: Run, seconds: float) -> None:
+        """Have the task delivered again, here or elsewhere, in a while."""
+        self.client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (seconds * 1e9))
+
     async def rest(self, run: Run, until: float) -> None:
         """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and
         maybe before the wake that a timer needs which fired too early."""

@@ -149,7 +149,8 @@ class Reader:
             raise NotFound(f"the log has no task {task[:40]}")
         program = door[1]
         commits = await self._log.read(aggregate("task", program, task))
-        story = [submission, *commits, *await self._log.read(aggregate("privacy", program, task))]
+        beside = [each for kind in ("privacy", "dlq") for each in await self._log.read(aggregate(kind, program, task))]
+        story = [submission, *commits, *beside]
         named, known = await self._mentions(program, int(task))
         story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):

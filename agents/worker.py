@@ -15,10 +15,13 @@ from typing import Any
 
 from dspex.agents.assignments import Assignments
 from dspex.agents.attempts import Attempts
+from dspex.agents.backpressure import Backlog
+from dspex.agents.breakers import MAX_ABANDONED, Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
+from dspex.agents.isolation import Isolation
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -69,6 +72,8 @@ class Worker:
 
     `place` is where its tasks are. Those up to its position `restored` came from an archive, and those stored before
     its `since` are older than the consumer that delivers them: that they are delivered for the first time says nothing.
+    `max_queue` stands for the program's own, when it is given.
+
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
@@ -76,6 +81,7 @@ class Worker:
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
         on_worn: Callable[[str], None], place: Registered, master: bytes = b"",
+        max_queue: int | None = None,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
@@ -94,7 +100,13 @@ class Worker:
         self._slots = program.slots()
         self.waiting = Waiting(client, log, subjects, self.name, self.source, self.vault, self.guard)
         self.calls = Calls(client, subjects)
+        self.breakers = Breakers(client, log, subjects, self.name, agent)
         self._pullers: list[Puller] = []
+        queue = program.max_queue if max_queue is None else max_queue
+        self.backlog = Backlog(
+            client, (place.stream, place.consumer), self.name, queue,
+            lambda: bool(self._pullers) and self._pullers[0].hungry,
+        )  # fmt: skip
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
@@ -103,15 +115,17 @@ class Worker:
         in_reply = self.guard.private or subjects.tenants
         limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if in_reply else MAX_OUTPUT
         self.assignments = Assignments(program, log, subjects, self.source)
+        self.isolation = Isolation(self._slots, self.running, self._hold, lambda: self.stuck > 0)
         self._attempts = Attempts(
             program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
             guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
             assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
-            cancelled=self._cancelled, done=self._free_slot,
+            cancelled=self._cancelled, done=self._free_slot, isolation=self.isolation,
         )  # fmt: skip
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
-            self.vault, self.guard, lenient=program.on_change == "finish",
+            self.vault, self.guard, breakers=self.breakers, timeout=program.timeout,
+            lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
@@ -132,7 +146,12 @@ class Worker:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         self.keep_time()
         stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
-        tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
+
+        def take(delivery: Delivery) -> None:
+            self.backlog.seen(delivery)
+            self.take(delivery, tasks)
+
+        tasks = Puller(self.client, stream, self.place.consumer, self._slots, take, kind)
         wakes = Puller(
             self.client, self.subjects.timers(self.name), consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
@@ -147,10 +166,24 @@ class Worker:
             puller.on_missing = on_missing
             puller.start()
 
+    def _hold(self, still: bool) -> None:
+        """Take no tasks for a while, or again: somebody has to be alone."""
+        for puller in self._pullers[:2]:
+            if still:
+                puller.pause()
+            else:
+                puller.resume()
+
     async def drain(self, grace: float) -> None:
         """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
         for puller in self._pullers:
             puller.stop()
+        for run in [run for run in self.running.values() if run.waiting]:
+            run.abandoned = True
+            self.client.acknowledge(run.delivery.message, NAK)
+            if run.task:
+                run.task.cancel()
+            self._forget(run)
         tasks = [run.task for run in self.running.values() if run.task]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
@@ -300,6 +333,8 @@ class Worker:
                 self._expire(run)
             if self.stuck and (not self.running or self.stuck >= self._slots):
                 self._on_worn(f"{self.stuck} runs go on although they are over, and cannot be stopped")
+            if self.breakers.abandoned >= MAX_ABANDONED:
+                self._on_worn(f"{self.breakers.abandoned} effects go on although their time is over")
 
     def _expire(self, run: Run) -> None:
         self._abandon(run)

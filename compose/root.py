@@ -32,6 +32,7 @@ from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
 from dspex.compose.secure import Secured, adopt_log, is_secured
 from dspex.core.access import LOG_ACCOUNT, Role
+from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
@@ -52,6 +53,7 @@ class Plan:
     name: str = ""
     program: type[Program] | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    max_queue: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class SystemSpec:
     secure: bool = False
     host: str = "127.0.0.1"
     master: str = ""
+    marks: Marks = field(default_factory=Marks)
 
 
 def run_root(
@@ -308,6 +311,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
     registrar = RegistrarSpec(
         f"{role}-{name}", url, spec.prefix, credentials(Role.REGISTRAR), known=known, log=spec.log, folder=folder.path,
         durability=spec.durability, alone=spec.nats is None, master=spec.master,
+        marks=spec.marks,
     )  # fmt: skip
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -320,6 +324,7 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
             credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program), spec.master,
+            plan.max_queue,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:

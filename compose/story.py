@@ -153,8 +153,8 @@ class FileSource:
         door = self.subjects.door_of(found.subject) if found else None
         if found is None or door is None or door[0] != "task":
             raise NotFound(f"the log has no task {task[:40]}")
-        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
-        story = [found, *about[0], *about[1]]
+        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy", "dlq")]
+        story = [found, *(entry for entries in about for entry in entries)]
         for kind in ("outcome", "signal"):
             for subject in self.subjects.filters(kind, door[1]):
                 holding = await self.log.holding(subject, task)

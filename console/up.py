@@ -71,6 +71,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
+        marks=settings.doors.marks(),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -115,7 +116,8 @@ def _plans(
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
     plans = [
-        Plan(str(folder / program.app), agents or program.agents, name) for name, program in settings.programs.items()
+        Plan(str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue)
+        for name, program in settings.programs.items()
     ]
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"

@@ -10,7 +10,8 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY_AFTER", "SEALED", "SUBJECT", "TASK", "TIME", "WAIT",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "SUBJECT", "TASK",
+    "TIME", "WAIT",
     "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
 
@@ -23,6 +24,8 @@ PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
+RETRY = "Dspex-Retry"
+"""The task that this one is a retry of: as a fork of it, it does again what had failed there."""
 CODE = "Dspex-Code"
 """The code version that the task must run on."""
 TASK = "Dspex-Task"

@@ -130,6 +130,14 @@ class Subjects:
     def variables(self, program: str, verb: str) -> str:
         return f"{self.prefix}.variables.{program}.{verb}"
 
+    def breakers(self, program: str, verb: str) -> str:
+        """What is done to circuit breakers by hand."""
+        return f"{self.prefix}.breakers.{program}.{verb}"
+
+    def dlq(self, program: str, verb: str) -> str:
+        """What is to be done about a dead letter: `retry` or `drop`."""
+        return f"{self.prefix}.dlq.{program}.{verb}"
+
     def log(self, verb: str) -> str:
         return f"{self.prefix}.log.{verb}"
 

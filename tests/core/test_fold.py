@@ -6,14 +6,22 @@ import pytest
 from msgspec import Raw
 
 from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.breaker import BreakerState
+from dspex.core.doors import DoorsState
 from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    BreakerClosed,
+    BreakerHalfOpened,
+    BreakerOpened,
+    DoorsClosed,
+    DoorsOpened,
     Event,
     KeyBound,
     Payload,
+    Permit,
     ProgramRegistered,
     SignalReceived,
     TaskClaimed,
@@ -43,6 +51,15 @@ LIVES: dict[str, list[Payload]] = {
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
     ],
+    "breaker": [
+        BreakerOpened(reason="failures", calls=9, failures=8, slow=1, window="10 s", since=1.0, due=2.0),
+        BreakerHalfOpened(permits=[Permit("a", 4.0)], since=1.0), BreakerHalfOpened(calls=1, since=1.0),
+        BreakerClosed(reason="trial", calls=3),
+    ],
+    "doors": [
+        DoorsClosed(reason="open", message="m", program="p", used=9, limit=5), DoorsOpened(program="p"),
+        DoorsClosed(reason="room", message="m", used=9, limit=5),
+    ],
     "variables": [AssignmentProposed(assignment=name, values={"n": 1, "s": "x"}, who="me") for name in ("one", "two")],
 }  # fmt: skip
 ENDS = {
@@ -50,6 +67,8 @@ ENDS = {
     "key": KeyState("k", "1"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
+    "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
+    "doors": DoorsState(DoorsClosed(reason="room", message="m", used=9, limit=5)),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
 }
 
