@@ -25,6 +25,7 @@ from typing import Any, Literal
 from dspex.agents.bounds import Bounds
 from dspex.agents.link import Link
 from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
+from dspex.agents.titles import be_called
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
@@ -100,6 +101,7 @@ def run_root(
                 "its own archive and forgets nothing: take [retention] out"
             )
     folder = Folder(spec.data)
+    be_called(f"root-{folder.name}")
     server: Server | None = None
     try:
         secured = secure(spec, folder)
@@ -279,6 +281,7 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None], s
 
 def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
+    be_called(f"{SUPERVISOR}-{folder.name}")
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
     try:

@@ -21,7 +21,7 @@ PUBLIC = [
     "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable",
     "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task", "computed", "constraint",
     "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http", "idempotency_key",
-    "retry_task", "variable",
+    "retry_task", "reveal", "variable",
 ]  # fmt: skip
 
 HEAVY = {
