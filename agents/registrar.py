@@ -33,7 +33,7 @@ from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
-from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
+from dspex.core.events import AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
@@ -282,18 +282,22 @@ class _Registrar:
                     self.notices.put_nowait(notice)
 
     async def _speak(self) -> None:
-        """Write the deaths that the supervisor saw into the log, each once."""
+        """Write the deaths that the supervisor saw into the log, and whom it gave up, each once."""
         while True:
             notice = await self.notices.get()
-            crashed = AgentCrashed(pid=notice["pid"], reason=notice["reason"])
+            reason = notice["reason"]
+            event: Payload = (
+                AgentGaveUp(reason=reason, restarts=notice["restarts"]) if notice.get("gave_up")
+                else AgentCrashed(pid=notice["pid"], reason=reason)
+            )  # fmt: skip
             name = aggregate("agent", notice["kind"], notice["agent"])
             while True:
                 try:
                     if not await self._is_written(name, notice["id"]):
-                        await record(self.log, name, [crashed], source=self.source, causation=notice["id"])
+                        await record(self.log, name, [event], source=self.source, causation=notice["id"])
                     break
                 except LogError as error:
-                    logger.warning("%s could not write down a crash: %s", self.spec.name, error)
+                    logger.warning("%s could not write down what its supervisor saw: %s", self.spec.name, error)
                     await asyncio.sleep(0.5)
             self.link.send({"ack": notice["notice"]})
 

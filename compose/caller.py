@@ -322,12 +322,16 @@ class Caller:
     async def processes(self) -> list[dict[str, Any]]:
         """Everything that runs, also what is supervised and down; one dict a process, as `dspex ps --json` shows it."""
         found: dict[str, dict[str, Any]] = {}
+        own: dict[str, Mapping[str, Any]] = {}
         for answer in await self.gather():
             data = answer.get("data") or {}
             for process in data.get("processes", ()):
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
-                found[data["agent"]] = _process(data)
+                own[data["agent"]] = data
+        for name, data in own.items():  # it knows best how it is, and its supervisor the rest
+            above = {key: found.get(name, {}).get(key) for key in ("supervisor", "why")}
+            found[name] = _process({**data, **above})
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
@@ -412,7 +416,7 @@ def _error(code: int, reply: Message) -> TaskError:
 def _process(data: Mapping[str, Any]) -> dict[str, Any]:
     shown = {
         name: data.get(name) for name in ("agent", "program", "pid", "state", "restarts")
-    } | {"tasks": data.get("tasks", 0)}
+    } | {"tasks": data.get("tasks", 0), "supervisor": data.get("supervisor"), "why": data.get("why") or ""}
     if not data.get("program"):
         shown["role"] = data.get("role")
     return shown

@@ -24,7 +24,8 @@ PIPED = 240
 
 _GOOD = {"TaskCompleted"}
 _BAD = {
-    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "BreakerOpened", "DoorsClosed",
+    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "AgentGaveUp", "BreakerOpened",
+    "DoorsClosed",
 }  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
@@ -279,6 +280,8 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":
             return clean(f"process {data['pid']}: {data['reason']}")
+        case "AgentGaveUp":
+            return clean(f"after {data.get('restarts', 0)} restarts: {data['reason']}")
         case _:
             return compact(data)
 

@@ -157,6 +157,12 @@ class _Teller:
                 self._say_ready(event["nats"], event["data"])
             case "refused" if not self.ready:
                 self.refused = self.refused or event
+            case "gave-up":
+                click.echo(red(f"dspex: gave up {event['agent']}, because {event['reason']}"), err=True)
+            case "nothing-serves":
+                click.echo(red("dspex: nothing is left that serves"), err=True)
+            case "escalated" if event.get("delay") is None:
+                self._line(yellow(f"{event['agent']} restarts with all of its children: {event['reason']}"))
             case "refused":
                 self._line(red(f"{event['agent']} cannot serve: {event['reason']}"))
             case "crashed":

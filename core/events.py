@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
     "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded",
     "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "Permit",
     "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
@@ -282,6 +282,13 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class AgentGaveUp(Payload, frozen=True, kw_only=True):
+    """A process will not be started again, after so many `restarts`; `reason` says why."""
+
+    reason: str
+    restarts: int = 0
+
+
 class Permit(Struct, frozen=True):
     """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
 
@@ -355,7 +362,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
         EffectRecorded, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered,
         TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, AssignmentProposed, InputSealed,
-        TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
         BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
     )
 }  # fmt: skip

@@ -19,6 +19,7 @@ from dspex.core.errors import LogCorrupt
 from dspex.core.events import (
     PAYLOADS,
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -103,6 +104,7 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ),
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),
+    AgentGaveUp: st.builds(AgentGaveUp, reason=text, restarts=number),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
     BreakerOpened: st.builds(
         BreakerOpened, reason=text, calls=number, failures=number, slow=number, window=text, since=seconds, due=seconds

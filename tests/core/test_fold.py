@@ -10,6 +10,7 @@ from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -50,6 +51,7 @@ LIVES: dict[str, list[Payload]] = {
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
+        AgentGaveUp(reason="no luck", restarts=2),
     ],
     "breaker": [
         BreakerOpened(reason="failures", calls=9, failures=8, slow=1, window="10 s", since=1.0, due=2.0),
@@ -66,7 +68,7 @@ ENDS = {
     "inbox": InboxState({"a": 2, "b": 1}, 9),
     "key": KeyState("k", "1"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
-    "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
+    "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
     "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
     "doors": DoorsState(DoorsClosed(reason="room", message="m", used=9, limit=5)),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
