@@ -31,6 +31,8 @@ COMMANDS = {
     "dlq": ("dlq", "dlq"),
     "ps": ("look", "ps"),
     "tasks": ("tasks", "tasks"),
+    "cost": ("cost", "cost"),
+    "limits": ("limits", "limits"),
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
     "diff": ("diff", "diff"),

@@ -117,6 +117,8 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.ACK.{log}.task-{program}.>", "log", "acknowledge tasks", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{log}.signal-{program}.>", "log", "acknowledge signals", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{timer}.wake-{program}.>", "log", "acknowledge wakes", own=_AGENT, replies="none"),
+    Rule("{p}.limits.lease.{program}", "log", "lend it parts of limits", own=_AGENT),
+    Rule("{p}.limits.*", "log", "see and change limits", all=_CONSOLE),
     Rule("{p}.rows.{program}", "log", "read what is of its program in the log", own=_AGENT),
     Rule("{p}.key.{program}.*", "log", "keep keys of private values", own=_AGENT),
     Rule("$JS.API.STREAM.MSG.GET.{keys}", "log", "read its keys", own=_AGENT),
@@ -146,7 +148,8 @@ SYSTEM: dict[Role, System] = {
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
             "$JS.API.CONSUMER.INFO.{log}.*", "$JS.API.INFO",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.event.doors.*.*", "{p}.key.>", "{p}.wake.*",
+            "{p}.event.program.*.*", "{p}.event.limits.*.*", "{p}.event.budget.*.*", "{p}.event.agent.*.*",
+            "{p}.event.doors.*.*", "{p}.key.>", "{p}.wake.*",
             "$JS.API.STREAM.MSG.DELETE.{log}", "{p}.archive.*", "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),

@@ -11,6 +11,7 @@ import pytest
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
+from dspex.agents.limits import Limits
 from dspex.agents.link import link_pair
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
@@ -34,7 +35,7 @@ class Client:
 class Log:
     async def entry(self, position: int) -> Any:
         assert position < 1 << 63
-        return SimpleNamespace(position=position, subject="dspex.task.p")
+        return SimpleNamespace(position=position, subject="dspex.task.p", headers={})
 
     async def last(self, aggregate: str) -> None:
         return None
@@ -78,6 +79,7 @@ def worker_of(woken: Any, running: dict[int, Any], acknowledge: Any) -> Any:
     made: Any = object.__new__(Worker)
     made.waiting, made.running, made.code = SimpleNamespace(woken=woken), running, "c"
     made.client = SimpleNamespace(acknowledge=acknowledge)
+    made.limits = Limits(made.client, Subjects(), "p", "p-1", 1, lambda: 0)
     return made
 
 
