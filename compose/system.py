@@ -22,6 +22,7 @@ from dspex.core.access import Role
 from dspex.core.errors import ConfigurationError, DspexError, InvalidInput
 from dspex.core.program import Program
 from dspex.core.schema import Schema
+from dspex.core.upkeep import Upkeep
 
 __all__ = ["System"]
 
@@ -38,25 +39,26 @@ class System:
     `agents` is how many processes serve the program, `data` the folder of the log, `nats` the URL of a server to use
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
     of ours), `log` "jetstream", "sqlite" or what a distribution adds; `archive` False keeps no archive beside the log
-    in JetStream; `master` refers to the master key of private values (`env:NAME`). With `secure` it has access rules
-    and TLS, and is asked as its console; `credentials` names a context for a server of somebody else's. Keyword
-    arguments in `values` set variables. Raises ConfigurationError when it cannot be started.
+    in JetStream; `master` refers to the master key of private values (`env:NAME`); `upkeep` says how the agents are
+    looked after. With `secure` it has access rules and TLS, and is asked as its console; `credentials` names a context
+    for a server of somebody else's. Keyword arguments in `values` set variables. Raises ConfigurationError when it
+    cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
         archive: bool = True, log: str = "jetstream", master: str = "", secure: bool = False,
-        credentials: str | None = None, values: dict[str, Any] | None = None,
+        credentials: str | None = None, values: dict[str, Any] | None = None, upkeep: Upkeep | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
         if agents < 1:
             raise ConfigurationError(f"agents = {agents}: a system needs one at least")
         self.program = program
+        plan = Plan(agents=agents, program=program, values=values or {}, upkeep=upkeep or Upkeep())
         self._spec = SystemSpec(
-            [Plan(agents=agents, program=program, values=values or {})], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log, master=master,
-            secure=secure, credentials=credentials,
+            [plan], data=Path(data), nats=nats, durability=durability, prefix=prefix, replace=replace, archive=archive,
+            log=log, master=master, secure=secure, credentials=credentials,
         )  # fmt: skip
         self.url = ""
         self._pid = 0

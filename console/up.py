@@ -73,6 +73,7 @@ def up(
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
         limits=settings.limit_texts(), marks=settings.doors.marks(),
+        supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -84,20 +85,27 @@ def up(
 def exposed(url: str, given: str | None, secure: bool) -> str:
     """What is to be said of a server that others can reach and that lets everybody in; "" when there is nothing.
 
-    `given` is the URL of somebody else's server, which is asked whether it wants credentials."""
+    `given` is the URL of somebody else's server, which is asked where it listens and whether it wants credentials."""
+    if secure:
+        return ""
+    reached = [place for place in url.split(",") if _open_to_others(place, bool(given))]
+    if not reached:
+        return ""
+    return (
+        f"{masked(','.join(reached))} is reached from other machines and lets everybody in: whoever connects can read, "
+        "forge and erase everything. Use --secure, or listen on 127.0.0.1"
+    )
+
+
+def _open_to_others(place: str, given: bool) -> bool:
     from dspex.bus.probe import is_loopback, probe
 
-    if secure or all(is_loopback(place) for place in url.split(",")):
-        return ""
-    if given:
-        info = probe(given)
-        if info is None or info.get("auth_required") or info.get("tls_verify"):
-            return ""
-    where = masked(given or url)
-    return (
-        f"{where} is reached from other machines and lets everybody in: whoever connects can read, forge and erase "
-        "everything. Use --secure, or listen on 127.0.0.1"
-    )
+    if not given:
+        return not is_loopback(place)
+    info = probe(place)
+    if info is None or info.get("auth_required") or info.get("tls_verify"):
+        return False
+    return not is_loopback(place) or not is_loopback(str(info.get("host") or "127.0.0.1"))
 
 
 def _plans(
@@ -117,7 +125,10 @@ def _plans(
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
     plans = [
-        Plan(str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue)
+        Plan(
+            str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
+            upkeep=settings.upkeep(name),
+        )
         for name, program in settings.programs.items()
     ]
     if not plans:
@@ -173,6 +184,8 @@ class _Teller:
             case "draining":
                 tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
+            case "limit":
+                self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
             case "better" | "rules":
@@ -234,6 +247,8 @@ class _Teller:
         for program, count in zip(self.programs, counts, strict=True):
             name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
             click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
+            if program["confined"]:
+                click.echo(dim(f"  {' ' * wide}  {program['confined']}"))
 
 
 def data_flag(data: Path) -> str:
