@@ -563,6 +563,26 @@ async def test_who_fails_after_a_reconnect_does_not_keep_it_from_the_others(serv
         await until(lambda: heard)
 
 
+def test_what_is_sent_into_a_socket_that_has_just_broken_is_sent_after_the_reconnect(server: Server) -> None:
+    """In uvloop, as agents run: its transports refuse what asyncio's throw away."""
+    wrong: list[object] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: wrong.append(context))
+        async with await Client.connect(server.url) as client, await Client.connect(server.url) as other:
+            heard: list[bytes] = []
+            other.subscribe("test.broken", lambda message: heard.append(message.data))
+            await other.flush()
+            client._wire._transport._io_writer.transport.abort()
+            client.publish("test.broken", b"one")
+            with suppress(ConnectionFailed):  # and nothing else
+                await client.flush()
+            await until(lambda: heard == [b"one"])
+
+    uvloop.run(run())
+    assert not wrong
+
+
 async def test_a_connection_left_behind_by_a_reconnect_is_read_no_more(
     shared_server: Server, client: Client, subject: str
 ) -> None:
