@@ -30,6 +30,8 @@ NAMES = st.sampled_from([
 ]) | st.text(max_size=8)  # fmt: skip
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5), max_leaves=12)
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def _deep(depth: int, opening: str) -> bytes:
     return (opening * depth).encode()

@@ -41,6 +41,8 @@ SOON = 0.3
 """Seconds in which an attack has had its effect, if it is to have none."""
 LONG = 30.0
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @dataclass
 class Side:

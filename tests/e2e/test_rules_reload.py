@@ -23,6 +23,8 @@ from dspex.core.access import Role
 LASTING = Path(__file__).parent / "lasting.py"
 LONG = 60.0
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
