@@ -147,8 +147,8 @@ class Server:
 
     @property
     def stale(self) -> bool:
-        """Whether the access rules are others than those it has taken in."""
-        return self.access is not None and (bool(self._reloads) or _version(self.access) != self._rules)
+        """Whether the access rules are others than those that it was told of last."""
+        return self.access is not None and _version(self.access) != self._rules
 
     def refresh(self) -> bool:
         """Have the server take in access rules that have changed, without a restart: no connection ends but those of
@@ -267,7 +267,7 @@ class Server:
         for stale in self.data.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = self.data / CONFIG
-        self._rules, self._reloads = _version(self.access) if self.access else (0, 0), 0
+        self._rules, self._reloads = (_version(self.access), 1) if self.access else ((0, 0), 0)
         config.write_text(self._config(port))
         words = self.data / "nats.err"
         log_start = _size(self.data / "nats.log")

@@ -211,7 +211,7 @@ class _Root:
 
     def _look_at_server(self) -> None:
         assert self.health and self.server
-        if self.server.refresh() and self.secured:
+        if self.server.refresh() and self.secured and not self.secured.in_force:
             self.secured.note_in_force()
             self._say({"event": "rules", "agent": SERVER, "reason": "the access rules have changed, and are in force"})
         sentence = self.health.look()

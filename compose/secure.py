@@ -154,9 +154,10 @@ class Secured:
             write_private(self.folder / IN_FORCE, _digest(self.access).encode())
 
     def announce(self, url: str) -> None:
-        """Say in every context where the system is reached."""
-        for user in self.users:
-            _write_changed(self.folder / f"{_stem(user.role, user.name)}.json", self._context(user, url))
+        """Say in every context where the system is reached. Raises ConfigurationError."""
+        with self._changing():
+            for user in self.users:
+                _write_changed(self.folder / f"{_stem(user.role, user.name)}.json", self._context(user, url))
 
     # -- inside
 
