@@ -69,7 +69,7 @@ DOORS = (
     "dspex.ask.work", "dspex.submit.work", "dspex.ask.vetting", "dspex.result.work", "dspex.variables.work.get",
     "dspex.variables.work.propose", "dspex.registry.register", "dspex.registry.guard.work", "dspex.log.read", "dspex.log.head",
     "dspex.archive.verify", "dspex.archive.tasks", "dspex.archive.mentions", "dspex.archive.views", "dspex.privacy.forget",
-    "dspex.dlq.work.retry", "dspex.dlq.work.drop", "dspex.breakers.work.reset",
+    "dspex.limits.set", "dspex.limits.ls", "dspex.limits.lease.work", "dspex.dlq.work.retry", "dspex.dlq.work.drop", "dspex.breakers.work.reset",
 )  # fmt: skip
 SOME = settings(
     max_examples=int(os.environ.get('DSPEX_FUZZ', '4')), deadline=None, derandomize=True, database=None,

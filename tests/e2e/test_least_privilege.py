@@ -285,6 +285,19 @@ async def stops_the_agents_of_another(side: Side) -> bool:
 
 
 @attack
+async def changes_the_limits_of_another(side: Side) -> bool:
+    wanted = json.dumps({"scope": "work", "limits": {"rate": "100000/s"}}).encode()
+    return await side.tried("dspex.limits.set", wanted) is not None
+
+
+@attack
+async def borrows_from_the_budget_of_another(side: Side) -> bool:
+    said = json.dumps({"holder": "work-mallory-1", "agent": "work-mallory-1"}).encode()
+    found = [await side.tried(f"dspex.limits.lease.{program}", said) for program in ("work", "again")]
+    return any(each is not None for each in found)
+
+
+@attack
 async def takes_the_lease_of_the_registrar(side: Side) -> bool:
     before = await side.last("dspex.lease.archivist", "DSPEX_LEASE")
     await side.mallory.nc.publish("dspex.lease.archivist", b'{"holder": "mallory"}')
