@@ -154,7 +154,7 @@ class DoorsSettings(_Frozen):
         return self
 
     def marks(self) -> Marks:
-        low = self.high_water * 0.875 if self.low_water is None else self.low_water
+        low = round(self.high_water * 0.875, 4) if self.low_water is None else self.low_water
         return Marks(self.high_water, low, self.max_bytes, self.room, self.max_open)
 
 
