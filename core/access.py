@@ -118,6 +118,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
     Rule("{p}.archive.*", "log", "search and verify the archive", all=_CONSOLE, long=True),
     Rule("$SRV.>", "log", "what runs", all=_CONSOLE, replies="many"),
+    Rule("{p}.control.*.*", "log", "scale and reload programs, drain and stop agents", all=_CONSOLE, long=True),
     Rule("$JS.API.INFO", "log", "how much is stored", all=_CONSOLE),
     Rule("$JS.API.STREAM.INFO.{log}", "log", "how the log is set up", all=_CONSOLE),
     Rule("$JS.API.CONSUMER.INFO.{log}.*", "log", "how many tasks wait", all=_CONSOLE),
@@ -134,7 +135,8 @@ SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.agent.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
+            "{p}.event.program.*.*", "{p}.event.fleet.*.*", "{p}.event.agent.*.*",
+            "$JS.API.CONSUMER.INFO.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
             "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),

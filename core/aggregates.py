@@ -1,4 +1,4 @@
-"""The folds of every kind of aggregate: tasks (in `task`), inboxes, keys, programs, agents and variables."""
+"""The folds of every kind of aggregate: tasks (in `task`), inboxes, keys, programs, fleets, agents and variables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from dspex.core.events import (
     Event,
     KeyBound,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
 )
 from dspex.core.fold import Fold
 from dspex.core.task import fold as task
 
-__all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "ProgramState", "VariablesState"]
+__all__ = ["FOLDS", "AgentState", "FleetState", "InboxState", "KeyState", "ProgramState", "VariablesState"]
 
 
 class InboxState(Struct, frozen=True, omit_defaults=True):
@@ -48,6 +50,18 @@ class ProgramState(Struct, frozen=True, omit_defaults=True):
     output_schema: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     registrations: int = 0
+
+
+class FleetState(Struct, frozen=True, omit_defaults=True):
+    """How many agents of a program a supervisor is to have, why, and on which code they are."""
+
+    agents: int = 0
+    least: int = 0
+    most: int = 0
+    by: str = ""
+    why: str = ""
+    code: str = ""
+    reloads: int = 0
 
 
 class AgentState(Struct, frozen=True, omit_defaults=True):
@@ -99,6 +113,16 @@ def _program(state: ProgramState, event: Event) -> ProgramState:
             return state
 
 
+def _fleet(state: FleetState, event: Event) -> FleetState:
+    match event.data:
+        case ProgramScaled(agents=agents, least=least, most=most, by=by, why=why):
+            return replace(state, agents=agents, least=least, most=most, by=by, why=why)
+        case ProgramReloaded(code=code):
+            return replace(state, code=code, reloads=state.reloads + 1)
+        case _:
+            return state
+
+
 def _agent(state: AgentState, event: Event) -> AgentState:
     match event.data:
         case AgentStarted(pid=pid, role=role, program=program):
@@ -130,6 +154,7 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="inbox", version=1, initial=InboxState(), evolve=_inbox, load=_loads(InboxState)),
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
+        Fold(kind="fleet", version=1, initial=FleetState(), evolve=_fleet, load=_loads(FleetState)),
         Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )

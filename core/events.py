@@ -12,8 +12,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded", "Event", "Head",
-    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "SignalReceived",
-    "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
+    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "ProgramReloaded",
+    "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
     "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
@@ -214,6 +214,31 @@ class ProgramRegistered(Payload, frozen=True, kw_only=True):
     app: str = ""
 
 
+class ProgramScaled(Payload, frozen=True, kw_only=True):
+    """A supervisor is to have so many agents of a program from now on, and between `least` and `most` of them when the
+    number follows the load. `by` is claimed, not proven; `why` is in words."""
+
+    program: str
+    supervisor: str
+    agents: int
+    least: int
+    most: int
+    by: str = ""
+    why: str = ""
+
+
+class ProgramReloaded(Payload, frozen=True, kw_only=True):
+    """All agents of a program under a supervisor take their tasks with the code version `code` from now on; before that
+    it was `was`."""
+
+    program: str
+    supervisor: str
+    code: str
+    was: str = ""
+    agents: int = 0
+    by: str = ""
+
+
 class AssignmentProposed(Payload, frozen=True, kw_only=True):
     """Somebody wants these values to be known: tasks may run on them from now on. `assignment` is the hash of `values`,
     one for every active variable; `who` is claimed, not proven, and `why` is in words."""
@@ -259,7 +284,7 @@ PAYLOADS: dict[str, type[Payload]] = {
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, EffectRecorded,
         TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
-        ProgramRegistered, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        ProgramRegistered, ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
     )
 }  # fmt: skip
 

@@ -30,6 +30,8 @@ from dspex.core.events import (
     OutcomeReported,
     Payload,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
     SignalSent,
     TaskCancelled,
@@ -94,6 +96,12 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ),
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),
+    ProgramScaled: st.builds(
+        ProgramScaled, program=text, supervisor=text, agents=number, least=number, most=number, by=text, why=text
+    ),
+    ProgramReloaded: st.builds(
+        ProgramReloaded, program=text, supervisor=text, code=text, was=text, agents=number, by=text
+    ),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
 }  # fmt: skip
 unknown = st.builds(UnknownEvent, type=st.from_regex(r"[A-Z][a-zA-Z]{0,20}New", fullmatch=True), data=raw)

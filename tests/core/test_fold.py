@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
-from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.aggregates import FOLDS, AgentState, FleetState, InboxState, KeyState, ProgramState, VariablesState
 from dspex.core.events import (
     AgentCrashed,
     AgentStarted,
@@ -15,6 +15,8 @@ from dspex.core.events import (
     KeyBound,
     Payload,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
     TaskClaimed,
     TaskCompleted,
@@ -39,6 +41,11 @@ LIVES: dict[str, list[Payload]] = {
     "inbox": [SignalReceived(name=name, position=at, value=Raw(b"1")) for name, at in (("a", 3), ("b", 4), ("a", 9))],
     "key": [KeyBound(key="k", task="1"), KeyBound(key="k", task="2")],
     "program": [registered("one"), registered("two")],
+    "fleet": [
+        ProgramScaled(program="p", supervisor="s", agents=2, least=1, most=8, by="me", why="I want it"),
+        ProgramReloaded(program="p", supervisor="s", code="c0de", was="01d", agents=2),
+        ProgramScaled(program="p", supervisor="s", agents=3, least=1, most=8, by="load", why="3 tasks wait"),
+    ],
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
@@ -49,6 +56,7 @@ ENDS = {
     "inbox": InboxState({"a": 2, "b": 1}, 9),
     "key": KeyState("k", "1"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
+    "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
     "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
 }
