@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dspex.agents.bounds import Bounds
+from dspex.agents.children import EXIT_REFUSED, Child, CloseOthers, Life, fork_child
 from dspex.agents.link import Link
-from dspex.agents.supervisor import EXIT_REFUSED, Child, CloseOthers, Life, Supervisor, fork_child
+from dspex.agents.supervisor import Supervisor
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
@@ -35,6 +36,7 @@ from dspex.core.access import LOG_ACCOUNT, Role
 from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
+from dspex.core.supervision import GIVE_UP, SupervisorSpec
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
 __all__ = ["Plan", "SystemSpec", "run_root", "secure"]
@@ -176,16 +178,17 @@ class _Root:
         self.secured, self.tell, self.status, self.ready = secured, on_event, 0, False
         self.health = Health(server) if server else None
         children = [
-            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, stage=1),
+            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, shutdown=25.0),
         ]
         if server:
             children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server, look=self._look_at_server))
-        self.supervisor = Supervisor(children, parent=parent, on_event=self._on_event, above=self._myself, grace=25.0)
+        tree = SupervisorSpec(f"root-{folder.name}", tuple(children), beyond="retry")
+        self.supervisor = Supervisor(tree, parent=parent, on_event=self._on_event, above=self._myself)
 
     def _myself(self) -> list[dict[str, Any]]:
         return [
             {"agent": f"root-{self.folder.name}", "program": None, "role": "root", "pid": os.getpid(),
-             "state": "serving", "restarts": 0}
+             "state": "serving", "restarts": 0, "supervisor": None, "why": ""}
         ]  # fmt: skip
 
     def _start_server(self, life: Life, close_others: CloseOthers) -> tuple[int, Link | None]:
@@ -203,7 +206,7 @@ class _Root:
         def run(link: Link) -> int:
             if self.server:
                 self.server.disown()
-            return _supervise(link, self.spec, self.folder, self.url, self.secured)
+            return _supervise(link, life, self.spec, self.folder, self.url, self.secured)
 
         return fork_child(run, close_others)
 
@@ -220,7 +223,7 @@ class _Root:
         if kind == "crashed" and event["role"] == SERVER and self.health and self.health.ended:
             self.health.ended = False
             return
-        if kind == "refused" and not self.ready:
+        if kind == "nothing-serves" or (kind == "refused" and not self.ready):
             self.status = 1
             self.supervisor.stop()
         self._say(event)
@@ -269,7 +272,7 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None], s
     os.waitpid(pid, 0)
 
 
-def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
+def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
@@ -320,12 +323,20 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
             return fork_child(lambda line: agent_main(line, life, about), close)
 
-        return Child(about.name, "agent", start, program=program.name, stage=1)
+        return Child(about.name, "agent", start, program=program.name)
 
-    children = [Child(registrar.name, registrar.role, start_registrar)]
+    children: list[Child | SupervisorSpec] = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive:
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
-    children += [agent(plan, program, number) for plan, program in plans for number in range(1, plan.agents + 1)]
+    groups = [
+        SupervisorSpec(
+            program.name, tuple(agent(plan, program, number) for number in range(1, plan.agents + 1)),
+            beyond="retry", ordered=False, give_up=GIVE_UP,
+        )
+        for plan, program in plans
+    ]  # fmt: skip
+    children.append(SupervisorSpec(f"programs-{name}", tuple(groups), beyond="retry", ordered=False))
+    tree = SupervisorSpec(f"{SUPERVISOR}-{name}", tuple(children), beyond="retry")
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
 
@@ -333,7 +344,9 @@ def _supervise(link: Link, spec: SystemSpec, folder: Folder, url: str, secured: 
         if event["event"] == "draining":  # the rest is told by itself
             link.send(event)
 
-    return Supervisor(children, parent=link, voice=registrar.name, on_event=forward).run()
+    return Supervisor(
+        tree, parent=link, voice=registrar.name, on_event=forward, identities=folder.path / "identities", life=life
+    ).run()
 
 
 def _programs(plan: Plan) -> list[type[Program]]:
