@@ -258,7 +258,8 @@ class Caller:
             for process in data.get("processes", ()):
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
-                found[data["agent"]] = _process(data)
+                told = found.get(data["agent"], {})
+                found[data["agent"]] = _process({**data, **{key: told.get(key) for key in ("supervisor", "why")}})
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
@@ -322,7 +323,7 @@ def _error(code: int, reply: Message) -> TaskError:
 def _process(data: Mapping[str, Any]) -> dict[str, Any]:
     shown = {
         name: data.get(name) for name in ("agent", "program", "pid", "state", "restarts")
-    } | {"tasks": data.get("tasks", 0)}
+    } | {"tasks": data.get("tasks", 0), "supervisor": data.get("supervisor"), "why": data.get("why") or ""}
     if not data.get("program"):
         shown["role"] = data.get("role")
     return shown

@@ -50,15 +50,17 @@ def _show_processes(options: Options, processes: list[dict[str, Any]]) -> None:
             "dspex: a NATS server answers, but nothing of dspex runs on it; `dspex up FILE` runs a program", err=True
         )
         return
-    columns = ["agent", "serves", "pid", "state", "restarts", "tasks"]
+    columns = ["agent", "serves", "supervisor", "pid", "state", "restarts", "tasks", "why"]
     rows = [
         [
             p["agent"],
             p["program"] or p.get("role"),
-            p["pid"],
+            p["supervisor"] or "",
+            p["pid"] or "",
             p["state"],
             p["restarts"],
             p["tasks"] if p["program"] else "",
+            p["why"],
         ]
         for p in processes
     ]

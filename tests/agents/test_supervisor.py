@@ -345,7 +345,7 @@ def test_never_two_of_one_identity_whatever_becomes_of_their_supervisor(
     family: Callable[..., Family], tmp_path: Path
 ) -> None:
     """One child is stopped and cannot notice that its supervisor is gone, another one does not look."""
-    one = family("serve", "forgetful", above=True, ordered=False, identities=str(tmp_path))
+    one = family("serve", "forgetful", above=True, ordered=False, identities=str(tmp_path), grace=1)
     for count in (1, 2, 3):
         pids = [one.births(name, count)[-1]["pid"] for name in ("serve-0", "forgetful-1")]
         supervisor = one.wait_for(lambda lines, n=count: [it["supervisor"] for it in lines if "supervisor" in it][n - 1 :])

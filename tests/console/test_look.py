@@ -39,14 +39,17 @@ def test_ps_names_every_process(system: Shell) -> None:
     rows = system("ps", "--json").lines
     agents = [row for row in rows if row["program"] == "echo"]
     assert len(agents) == 2
-    assert all(set(row) == {"agent", "program", "pid", "state", "restarts", "tasks"} for row in agents)
+    fields = {"agent", "program", "pid", "state", "restarts", "tasks", "supervisor", "why"}
+    assert all(set(row) == fields and row["supervisor"] == "echo" for row in agents)
     roles = {row["role"] for row in rows if not row["program"]}
     assert roles == {"root", "server", "supervisor", "registrar", "archivist"}
     for row in rows:
         os.kill(row["pid"], 0)
     table = system("ps").out.splitlines()
     assert len(table) == 1 + len(rows)
-    assert table[0].split() == ["agent", "serves", "pid", "state", "restarts", "tasks"]
+    assert table[0].split() == [
+        "agent", "serves", "supervisor", "pid", "state", "restarts", "tasks", "why",
+    ]  # fmt: skip
 
 
 def test_tasks_are_folded_from_the_log(system: Shell, task: str) -> None:
