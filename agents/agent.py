@@ -17,6 +17,7 @@ from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.patience import Patience
 from dspex.agents.process import GRACE, live
 from dspex.agents.registered import Registered
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
@@ -86,7 +87,7 @@ class _Agent:
         self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.state = "starting"
         self.stopping = asyncio.Event()
-        self.status, self.why, self.grace = 0, "", GRACE
+        self.status, self.why, self.patience = 0, "", Patience(GRACE)
         self.aggregate = aggregate("agent", spec.program.name, spec.name)
         self.worker: Worker | None = None
         self.client: Client | None = None
@@ -97,13 +98,27 @@ class _Agent:
         spec = self.spec
         return await live(
             self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
-            stop=lambda why, grace: self.stop(why, grace=grace), hear=lambda messages: None,
+            stop=lambda why, grace: self.stop(why, grace=grace), hear=self._hear, load=self._load,
         )  # fmt: skip
 
     def stop(self, why: str, status: int = 0, grace: float = GRACE) -> None:
-        if not self.stopping.is_set():
-            self.why, self.status, self.grace = why, status, grace
-            self.stopping.set()
+        if self.stopping.is_set():
+            self.patience.cut(grace)
+            return
+        self.why, self.status, self.patience = why, status, Patience(grace)
+        self.stopping.set()
+
+    def _hear(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            if "drain" in message:
+                self.stop("told to drain", grace=message["drain"])
+
+    def _load(self) -> dict[str, int]:
+        """How much there is to do here, for whoever decides how many agents there should be."""
+        worker = self.worker
+        if worker is None:
+            return {}
+        return {"running": len(worker.running), "done": worker.endings.done, "slots": worker.program.slots()}
 
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
@@ -144,9 +159,9 @@ class _Agent:
         await self.stopping.wait()
         self._say("draining")
         if worker.running:
-            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
+            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.patience.seconds})
         service.stop()
-        await worker.drain(self.grace)
+        await worker.drain(self.patience)
         await service.finish(1.0)
         watch.stop()
         await self._record(log, AgentStopped(pid=os.getpid(), reason=self.why))

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import msgspec
 import uvloop
 
+from dspex.agents.autoscale import Autoscale
+from dspex.agents.control import Control
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
@@ -36,7 +38,7 @@ from dspex.core.ports import Appended
 from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
 
-__all__ = ["RegistrarSpec", "registrar_main"]
+__all__ = ["RegistrarSpec", "difference", "registrar_main"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -88,6 +90,10 @@ class _Registrar:
         self.processes: list[dict[str, Any]] = []
         self.notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
         self.noticed = 0
+        self.supervisor = ""
+        self.fleet: dict[str, dict[str, Any]] = {}
+        self.control: Control | None = None
+        self.autoscale: Autoscale | None = None
         self.programs: dict[str, ProgramRegistered] = {}
         self.waiting: asyncio.Queue[tuple[_Registration, Request]] = asyncio.Queue(MAX_WAITING)
 
@@ -114,9 +120,14 @@ class _Registrar:
             metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
         )  # fmt: skip
         self.ground.read(service)
+        self.control = Control(service, self.subjects, self.link)
+        self.autoscale = Autoscale(
+            client, self.subjects, self.link.send, queued=self.ground.queued, held=self.ground.held
+        )
+        self._steer()
         service.announce()
         try:
-            await work_until(self.stopping, self._lead(client, service), self._speak())
+            await work_until(self.stopping, self._lead(client, service), self._speak(), self.autoscale.work())
         finally:
             service.stop()
             await self.ground.close()
@@ -237,7 +248,7 @@ class _Registrar:
             return False
         if known is not None and not wanted.replace:
             raise Conflict(
-                f"{program.program} is registered with other schemas ({_difference(known, program)}); choose another "
+                f"{program.program} is registered with other schemas ({difference(known, program)}); choose another "
                 "name, or start with --replace to let the new ones take over"
             )
         name = aggregate("program", program.program, 0)
@@ -254,10 +265,22 @@ class _Registrar:
         for message in messages:
             if "processes" in message:
                 self.processes = message["processes"]
+            if "fleet" in message:
+                self.supervisor, self.fleet = message["supervisor"], message["fleet"]
+            if "answer" in message and self.control:
+                self.control.hear(message)
             for notice in message.get("notices", ()):
                 if notice["notice"] > self.noticed and not self.notices.full():
                     self.noticed = notice["notice"]
                     self.notices.put_nowait(notice)
+        self._steer()
+
+    def _steer(self) -> None:
+        """Answer for the supervisor and its agents, and know how much they have to do."""
+        if self.control and self.autoscale and self.supervisor:
+            agents = [it["agent"] for it in self.processes if it["program"]]
+            self.control.serve([self.supervisor, *agents])
+            self.autoscale.hear(self.fleet)
 
     async def _speak(self) -> None:
         """Write the deaths that the supervisor saw into the log, each once."""
@@ -284,10 +307,11 @@ class _Registrar:
         )
 
     def _stats(self) -> dict[str, Any]:
-        return {"processes": self.processes, "programs": sorted(self.programs)}
+        fleet = {"supervisor": self.supervisor, "fleet": self.fleet} if self.supervisor else {}
+        return {"processes": self.processes, "programs": sorted(self.programs), **fleet}
 
 
-def _difference(old: ProgramRegistered, new: ProgramRegistered) -> str:
+def difference(old: ProgramRegistered, new: ProgramRegistered) -> str:
     """The first way in which two registrations differ, in words."""
     for what, before, after in (
         ("input", old.input_schema, new.input_schema), ("output", old.output_schema, new.output_schema),

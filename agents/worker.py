@@ -19,6 +19,7 @@ from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
+from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -147,13 +148,12 @@ class Worker:
             puller.on_missing = on_missing
             puller.start()
 
-    async def drain(self, grace: float) -> None:
-        """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
+    async def drain(self, patience: Patience) -> None:
+        """Take no more, let what runs end while there is patience, hand back the rest."""
         for puller in self._pullers:
             puller.stop()
         tasks = [run.task for run in self.running.values() if run.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        await patience.wait(tasks)
         await self._write_down()
         for run in list(self.running.values()):
             run.abandoned = True

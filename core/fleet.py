@@ -62,6 +62,8 @@ class _Member:
     serving: bool = False
     ever: bool = False
     leaving: bool = False
+    stale: bool = False
+    """To be replaced by one of the same code."""
 
 
 @dataclass
@@ -100,6 +102,11 @@ class Fleet:
         if it.before is not None:
             raise ValueError(f"{program} is being rolled over already")
         it.before, it.generation = it.generation, generation
+        return self._settled(program)
+
+    def renew(self, program: str, number: int) -> list[Action]:
+        """Replace this very agent: another one begins, and when that serves, it leaves. Raises KeyError."""
+        self._programs[program].members[number].stale = True
         return self._settled(program)
 
     def lose(self, program: str, number: int) -> list[Action]:
@@ -150,6 +157,11 @@ class Fleet:
     def programs(self) -> list[str]:
         return list(self._programs)
 
+    def current(self, program: str) -> int:
+        """The generation that it is in, or comes from."""
+        it = self._programs[program]
+        return it.generation if it.before is None else it.before
+
     def rolling(self, program: str) -> bool:
         return self._programs[program].before is not None
 
@@ -182,7 +194,7 @@ class Fleet:
         """What is to be done now; more when something has happened."""
         while True:
             live = it.live()
-            new = {number: member for number, member in live.items() if member.generation == it.generation}
+            new = {number: each for number, each in live.items() if _is_new(each, it.generation)}
             old = {number: member for number, member in live.items() if number not in new}
             waits = bool(old) and not all(member.serving for member in new.values())
             if len(live) > it.wanted + (surge(it.wanted) if waits else 0):
@@ -207,3 +219,7 @@ class Fleet:
         number = max(among, key=lambda number: (not among[number].serving, number))
         among[number].leaving = True
         return Leave(program, number)
+
+
+def _is_new(member: _Member, generation: int) -> bool:
+    return member.generation == generation and not member.stale

@@ -84,6 +84,13 @@ def test_one_agent_can_be_asked_to_leave() -> None:
     assert fleet.wanted("qabot") == 2 and fleet.lose("qabot", 2) == []
 
 
+def test_one_agent_can_be_replaced() -> None:
+    fleet = started(2)
+    assert fleet.renew("qabot", 1) == [Begin("qabot", 3, 0)]
+    assert fleet.serves("qabot", 3) == [Leave("qabot", 1)]
+    assert fleet.gone("qabot", 1) == [] and fleet.wanted("qabot") == 2
+
+
 def test_one_roll_at_a_time() -> None:
     fleet = started(1)
     fleet.roll("qabot", 1)
