@@ -159,7 +159,8 @@ class _Agent:
         await self.stopping.wait()
         self._say("draining")
         if worker.running:
-            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.patience.seconds})
+            grace = self.patience.seconds
+            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": grace})
         service.stop()
         await worker.drain(self.patience)
         await service.finish(1.0)

@@ -61,12 +61,12 @@ def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[
     # A signal that reaches the child before it has let go of our handlers would be taken for ours, and lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INHERITED)
     pid = os.fork()
-    if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        return pid, ours
-    ours.close()
-    be_child(main, theirs, before, close_others)
+    if not pid:
+        ours.close()
+        be_child(main, theirs, before, close_others)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return pid, ours
 
 
 def be_child(

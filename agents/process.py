@@ -38,7 +38,8 @@ async def live(
 
     `stop` is called with a reason and the seconds that are left when the process should end, and sets `stopping`;
     `hear` is given what the supervisor says. A connection that is closed for good ends the process: its supervisor
-    knows how to begin again. `load` is told with every beat. One process of a system `speaks` for all of them when no server answers.
+    knows how to begin again. `load` is told with every beat. One process of a system `speaks` for all of them when no
+    server answers.
     """
     loop = asyncio.get_running_loop()
     _be_called(name)

@@ -12,7 +12,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 import uvloop
@@ -33,7 +33,7 @@ from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
-from dspex.core.events import AgentCrashed, AgentStarted, ProgramRegistered
+from dspex.core.events import PAYLOADS, AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
@@ -283,27 +283,29 @@ class _Registrar:
             self.autoscale.hear(self.fleet)
 
     async def _speak(self) -> None:
-        """Write the deaths that the supervisor saw into the log, each once."""
+        """Write into the log what the supervisor saw and did, each once."""
         while True:
             notice = await self.notices.get()
-            crashed = AgentCrashed(pid=notice["pid"], reason=notice["reason"])
-            name = aggregate("agent", notice["kind"], notice["agent"])
+            name, event = _told_of(notice)
             while True:
                 try:
                     if not await self._is_written(name, notice["id"]):
-                        await record(self.log, name, [crashed], source=self.source, causation=notice["id"])
+                        await record(self.log, name, [event], source=self.source, causation=notice["id"])
                     break
                 except LogError as error:
-                    logger.warning("%s could not write down a crash: %s", self.spec.name, error)
+                    logger.warning("%s could not write down what its supervisor saw: %s", self.spec.name, error)
                     await asyncio.sleep(0.5)
             self.link.send({"ack": notice["notice"]})
 
     async def _is_written(self, aggregate: str, notice: str) -> bool:
         """Whether a registrar before us wrote it down and died before it could say so."""
+        if aggregate.startswith("fleet."):  # only their supervisor's voice writes them, one after the other
+            last = await self.log.last(aggregate)
+            entries = [last] if last else []
+        else:
+            entries = await self.log.read(aggregate)
         return any(
-            event.causation == notice
-            for entry in await self.log.read(aggregate)
-            for event in decode_commit(entry.body, entry.position)
+            event.causation == notice for entry in entries for event in decode_commit(entry.body, entry.position)
         )
 
     def _stats(self) -> dict[str, Any]:
@@ -311,8 +313,27 @@ class _Registrar:
         return {"processes": self.processes, "programs": sorted(self.programs), **fleet}
 
 
-def difference(old: ProgramRegistered, new: ProgramRegistered) -> str:
-    """The first way in which two registrations differ, in words."""
+def _told_of(notice: dict[str, Any]) -> tuple[str, Payload]:
+    """The aggregate and the event that a notice of the supervisor is about: a death, one who was given up, or what was
+    done with a program's agents."""
+    if "aggregate" in notice:
+        return notice["aggregate"], msgspec.convert(notice["data"], PAYLOADS[notice["type"]])
+    name, reason = aggregate("agent", notice["kind"], notice["agent"]), notice["reason"]
+    if notice.get("gave_up"):
+        return name, AgentGaveUp(reason=reason, restarts=notice["restarts"])
+    return name, AgentCrashed(pid=notice["pid"], reason=reason)
+
+
+class _Schemas(Protocol):
+    @property
+    def input_schema(self) -> dict[str, Any]: ...
+
+    @property
+    def output_schema(self) -> dict[str, Any]: ...
+
+
+def difference(old: _Schemas, new: _Schemas) -> str:
+    """The first way in which the schemas of a program differ from those it had, in words."""
     for what, before, after in (
         ("input", old.input_schema, new.input_schema), ("output", old.output_schema, new.output_schema),
     ):  # fmt: skip

@@ -399,7 +399,7 @@ class Supervisor:
     def _ended(self, state: _State, ending: Any, reason: str, pid: int | None) -> list[Action]:
         """Hear what is decided about a child that has ended or could not be born, and say what is to be said."""
         spec, now = state.spec, time.monotonic()
-        meant = self.tree.state(spec.name)[0] == "stopping"
+        meant = self.tree.is_leaving(spec.name)
         actions = self.tree.died(spec.name, ending, now, why=reason, jitter=random.random())
         self._changed = True
         meant = meant or (ending == "normal" and spec.restart != "permanent")

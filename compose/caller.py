@@ -250,16 +250,53 @@ class Caller:
         answers = await self.gather()
         return sorted({name for answer in answers for name in (answer.get("data") or {}).get("programs", ())})
 
+    async def fleet(self) -> list[dict[str, Any]]:
+        """How many agents of each program each supervisor is to have: one dict a program and supervisor."""
+        found = []
+        for answer in await self.gather():
+            data = answer.get("data") or {}
+            for program, it in (data.get("fleet") or {}).items():
+                found.append(
+                    {"program": program, "supervisor": data["supervisor"], "agents": it["agents"],
+                     "serving": it["serving"], "least": it["scale"]["least"], "most": it["scale"]["most"],
+                     "by": it["by"], "why": it["why"], "code": it["code"], "rolling": it["rolling"]}
+                )  # fmt: skip
+        return sorted(found, key=lambda it: (it["program"], it["supervisor"]))
+
+    async def control(
+        self, agent: str, verb: str, body: Mapping[str, Any], *, actor: str = "", timeout: float = 10.0
+    ) -> dict[str, Any]:
+        """Have an agent or a supervisor do something: scale, reload, drain, stop, restart. Raises TaskError.
+
+        What takes long is asked for again, by the `id` in the body, until it is done or `timeout` seconds are over.
+        """
+        if not valid_token(agent):
+            raise NotFound(f"{agent[:80]!r} is no agent's name")
+        until = asyncio.get_running_loop().time() + timeout
+        fields = {h.ACTOR: actor, h.WAIT: str(ONE_WAIT)}
+        while True:
+            try:
+                reply = await self._request(
+                    self.subjects.control(agent, verb), msgspec.json.encode(body), ONE_WAIT + 10.0, fields
+                )
+                return msgspec.json.decode(reply.data, type=dict[str, Any])
+            except TaskError as error:
+                if error.code != 202 or asyncio.get_running_loop().time() >= until:
+                    raise
+
     async def processes(self) -> list[dict[str, Any]]:
         """Everything that runs, also what is supervised and down; one dict a process, as `dspex ps --json` shows it."""
         found: dict[str, dict[str, Any]] = {}
+        own: dict[str, Mapping[str, Any]] = {}
         for answer in await self.gather():
             data = answer.get("data") or {}
             for process in data.get("processes", ()):
                 found.setdefault(process["agent"], _process(process))
             if "agent" in data:
-                told = found.get(data["agent"], {})
-                found[data["agent"]] = _process({**data, **{key: told.get(key) for key in ("supervisor", "why")}})
+                own[data["agent"]] = data
+        for name, data in own.items():  # it knows best how it is, and its supervisor the rest
+            above = {key: found.get(name, {}).get(key) for key in ("supervisor", "why")}
+            found[name] = _process({**data, **above})
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 

@@ -24,7 +24,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from dspex.agents.children import EXIT_REFUSED, EXIT_TAKEN, INHERITED, Child, CloseOthers, Life, be_child
+from dspex.agents.children import EXIT_TAKEN, INHERITED, Child, CloseOthers, Life, be_child
 from dspex.agents.identity import take_identity
 from dspex.agents.link import Link, link_pair
 from dspex.core.errors import DspexError
@@ -44,7 +44,7 @@ def can_reload() -> bool:
     if sys.platform != "linux" or not sys.executable:
         return False
     try:
-        return ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
 
@@ -141,15 +141,15 @@ class _Process:
         try:
             self._load(about)
         except DspexError as error:
-            self._link.send({"loaded": None, "refused": str(error)})
-            return EXIT_REFUSED
+            self._link.send({"unloaded": str(error)})  # whoever wanted it ends us
         self._link.send({"state": "serving"})
         beaten = time.monotonic()
         while self._link.open:
-            ready, _, _ = select.select([self._link, self._forks], [], [], 1.0)
-            if self._link in ready:
+            line, forks = self._link.fileno(), self._forks.fileno()
+            ready, _, _ = select.select([line, forks], [], [], 1.0)
+            if line in ready:
                 self._link.receive()
-            if self._forks in ready and not self._serve():
+            if forks in ready and not self._serve():
                 break
             if time.monotonic() - beaten >= 1.0:
                 beaten = time.monotonic()
@@ -172,7 +172,7 @@ class _Process:
 
     def _serve(self) -> bool:
         """Fork one agent; False when nobody asks any more."""
-        body, descriptors = b"", []
+        body, descriptors = b"", list[int]()
         while not body.endswith(b"\n"):
             data, more, _, _ = socket.recv_fds(self._forks, 65536, 1)
             if not data:
@@ -181,7 +181,7 @@ class _Process:
         try:
             answer: dict[str, Any] = {"pid": self._born(json.loads(body), descriptors[0])}
         except (OSError, KeyError, IndexError, msgspec.ValidationError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": str(error) or type(error).__name__}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -192,7 +192,9 @@ class _Process:
         """An agent, whose parent ends at once: the pid."""
         from dspex.agents.agent import AgentSpec, agent_main
 
-        program = self._programs[wanted["program"]]
+        program = self._programs.get(wanted["program"])
+        if program is None:
+            raise OSError(f"it has no program {wanted['program']}")
         hints = get_type_hints(AgentSpec)
         about = {name: msgspec.convert(value, hints[name]) for name, value in wanted["spec"].items()}
         spec, life = AgentSpec(program=program, **about), msgspec.convert(wanted["life"], Life)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -93,21 +92,17 @@ def compared(
     fresh = [] if programs else [name for name in new if name not in old]
     changed = [name for name in wanted if name in new]
     if fresh and not may_grow:
-        raise Conflict(
-            f"the new code has one more program, {fresh[0]}; under access rules it needs an identity: start `dspex up` again"
-        )
+        more = f"the new code has one more program, {fresh[0]}, which has no identity under the access rules"
+        raise Conflict(f"{more}: start `dspex up` again")
     if replace:
         return Change(changed, fresh, gone)
     if gone:
-        raise Conflict(
-            f"the new code has no program {gone[0]}; its tasks would wait for ever: reload with --replace if that is meant"
-        )
+        missing = f"the new code has no program {gone[0]}, whose tasks would wait for ever"
+        raise Conflict(f"{missing}: reload with --replace if that is meant")
     for name in changed:
         if old[name].fingerprint != new[name].fingerprint:
-            raise Conflict(
-                f"{name} has other schemas in the new code ({difference(old[name], new[name])}); give it another name, or "
-                "reload with --replace to let the new ones take over"
-            )
+            other = f"{name} has other schemas in the new code ({difference(old[name], new[name])})"
+            raise Conflict(f"{other}; choose another name, or reload with --replace to let the new ones take over")
     return Change(changed, fresh, gone)
 
 
@@ -142,7 +137,7 @@ class Watcher:
 
 def _state(file: str) -> tuple[int, int]:
     try:
-        found = os.stat(file)
+        found = Path(file).stat()
     except OSError:
         return 0, 0
     return found.st_mtime_ns, found.st_size

@@ -8,12 +8,13 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dspex.agents.bounds import Bounds
 from dspex.core.errors import ConfigurationError
+from dspex.core.scaling import Scale
 
 __all__ = [
     "DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_credentials", "find_server",
@@ -29,13 +30,6 @@ SECURE = "secure"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ProgramSettings(_Frozen):
-    """One `[programs.<name>]` table: where the class is, and how many agents serve it."""
-
-    app: str
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -54,6 +48,45 @@ def _measured(units: Mapping[str, int]) -> Callable[[object], object]:
         return float(found[1]) * units[found[2]]
 
     return read
+
+
+def _scale(value: object) -> object:
+    """Reads `8` or `1..8`."""
+    if not isinstance(value, int | str):
+        return value
+    scale = Scale.read(str(value))
+    if not scale.least:
+        raise ValueError("there must be one at least")
+    return scale
+
+
+class ProgramSettings(_Frozen):
+    """One `[programs.<name>]` table: where the class is, and how many agents serve it: so many, or between
+    `min_agents` and `max_agents`, so that no task waits longer than `max_wait` seconds; there are fewer again when
+    `quiet` seconds have needed fewer."""
+
+    app: str
+    agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    min_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_wait: Annotated[float, Field(ge=0.1, le=3600), BeforeValidator(_measured(_TIMES))] = 1.0
+    quiet: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_measured(_TIMES))] = 30.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.scale.least > self.scale.most:
+            raise ValueError(f"min_agents = {self.scale.least} is more than max_agents = {self.scale.most}")
+        if self.agents is not None and not self.scale.least <= self.agents <= self.scale.most:
+            raise ValueError(f"agents = {self.agents} is not between min_agents and max_agents")
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        fixed = self.agents or 1
+        if self.min_agents is None and self.max_agents is None:
+            return Scale(fixed, fixed, self.max_wait, self.quiet)
+        least = self.min_agents or min(1, self.max_agents or 1)
+        return Scale(least, self.max_agents or max(fixed, least), self.max_wait, self.quiet)
 
 
 class RetentionSettings(_Frozen):
@@ -82,7 +115,7 @@ class Settings(_Frozen):
     prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
     durability: Literal["power", "process"] = "power"
     log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    agents: Annotated[Scale, BeforeValidator(_scale)] = Scale(1, 1)
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()

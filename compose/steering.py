@@ -105,7 +105,7 @@ class Steering:
         """An event of the supervisor."""
         kind, name, role = event["event"], event.get("agent", ""), event.get("role")
         if role == LOADER:
-            if kind in ("refused", "gave-up", "crashed"):
+            if kind in ("gave-up", "crashed"):
                 self._events.append(lambda: self._not_loaded(name, event.get("reason", "")))
         elif role == "agent":
             program, number = self._who(name)
@@ -123,6 +123,8 @@ class Steering:
             self._loads[name] = message["load"]
         if message.get("loaded"):
             self._events.append(lambda: self._loaded(name, convert(message["loaded"], list[About])))
+        if "unloaded" in message:
+            self._events.append(lambda: self._not_loaded(name, message["unloaded"]))
         if "control" in message:
             self._events.append(lambda: self._control(message))
         if "scale_to" in message:
@@ -167,7 +169,8 @@ class Steering:
             return self._ask_agent(agent, verb, by)
         match verb:
             case "scale":
-                return self._scale(str(body.get("program", "")), str(body.get("agents", "")), by, str(body.get("why", "")))
+                program, agents, why = (str(body.get(name, "")) for name in ("program", "agents", "why"))
+                return self._scale(program, agents, by, why[:500])
             case "reload":
                 return self._ask_reload(message["control"], body, by)
             case "drain":
@@ -178,7 +181,7 @@ class Steering:
                 self._up({"event": "stop", "by": by})
                 return {"supervisor": self.name}
             case _:
-                raise InvalidInput(f"{verb[:40]} is nothing that a supervisor can do; scale, reload, drain and stop are")
+                raise InvalidInput(f"a supervisor does not know {verb[:40]}; it knows scale, reload, drain and stop")
 
     def _ask_agent(self, agent: str, verb: str, by: str) -> dict[str, Any]:
         program, number = self._who(agent)
@@ -193,7 +196,7 @@ class Steering:
             least, most = min(it.scale.least, agents), agents if not it.scale.automatic else it.scale.most
             self._set(program, replace(it.scale, least=least, most=most), agents, by, f"{agent} was told to {verb}")
         else:
-            raise InvalidInput(f"{verb[:40]} is nothing that an agent can do; drain, stop and restart are")
+            raise InvalidInput(f"an agent does not know {verb[:40]}; it knows drain, stop and restart")
         return {"agent": agent, "program": program, "agents": self.fleet.wanted(program)}
 
     def _scale(self, program: str, agents: str, by: str, why: str) -> dict[str, Any]:
@@ -216,9 +219,9 @@ class Steering:
     def _follow(self, program: str, agents: int, why: str) -> None:
         """The load asks for another number; it may have come too late to count."""
         it = self._served.get(program)
-        if it and it.scale.automatic and it.scale.least <= agents <= it.scale.most:
-            if agents != self.fleet.wanted(program):
-                self._set(program, it.scale, agents, "load", why)
+        right = it and it.scale.automatic and it.scale.least <= agents <= it.scale.most
+        if it and right and agents != self.fleet.wanted(program):
+            self._set(program, it.scale, agents, "load", why)
 
     def _set(self, program: str, scale: Scale, agents: int, by: str, why: str) -> None:
         """Have so many agents. Our parent keeps it before it is done, and the log is told."""
@@ -255,7 +258,8 @@ class Steering:
         plans = [it.plan for name, it in self._served.items() if not reload.programs or name in reload.programs]
         reload.apps(plans)
         self._generation += 1
-        reload.begin(self._generation, Loader(f"{LOADER}-{self._system}-{self._generation}", reload.wanted, self._debug))
+        name = f"{LOADER}-{self._system}-{self._generation}"
+        reload.begin(self._generation, Loader(name, reload.wanted, self._debug))
         self._reload = reload
         self._loaders[reload.generation] = reload.loader
         self._supervisor.add(reload.loader.child(), self._group)
@@ -394,7 +398,10 @@ class Steering:
     def _keep(self) -> None:
         """What our parent gives to the supervisor that comes after us."""
         self._supervisor.keep["fleet"] = {
-            name: {"scale": _as_sent(it.scale), "agents": self.fleet.wanted(name), "by": it.by, "why": it.why, "notice": it.notice}
+            name: {
+                "scale": _as_sent(it.scale), "agents": self.fleet.wanted(name), "by": it.by, "why": it.why,
+                "notice": it.notice,
+            }
             for name, it in self._served.items() if it.notice
         }  # fmt: skip
         self._supervisor.keep["codes"] = {name: it.code for name, it in self._served.items()}
@@ -424,9 +431,9 @@ class Steering:
     def _tell(self, now: float) -> None:
         """Tell the voice how things stand: when that has changed, and once a second where it follows the load."""
         stands = {name: self._stands(name, it) for name, it in self._served.items()}
-        if stands != self._told or now - self._told_at >= 1.0:
-            if self._supervisor.say({"supervisor": self.name, "fleet": stands}):
-                self._told, self._told_at = stands, now
+        due = stands != self._told or now - self._told_at >= 1.0
+        if due and self._supervisor.say({"supervisor": self.name, "fleet": stands}):
+            self._told, self._told_at = stands, now
 
     def _stands(self, name: str, it: _Served) -> dict[str, Any]:
         loads = [self._loads.get(self._agent(name, number), {}) for number in self.fleet.members(name)]

@@ -23,7 +23,7 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AgentCrashed"}
+_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AgentCrashed", "AgentGaveUp"}
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 
@@ -262,6 +262,8 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":
             return clean(f"process {data['pid']}: {data['reason']}")
+        case "AgentGaveUp":
+            return clean(f"after {data.get('restarts', 0)} restarts: {data['reason']}")
         case _:
             return compact(data)
 

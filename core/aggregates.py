@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from dspex.core.events import (
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -67,7 +68,7 @@ class FleetState(Struct, frozen=True, omit_defaults=True):
 class AgentState(Struct, frozen=True, omit_defaults=True):
     """Whether a process serves, and how often processes of its name began and died."""
 
-    status: Literal["", "serving", "stopped", "crashed"] = ""
+    status: Literal["", "serving", "stopped", "crashed", "gave up"] = ""
     pid: int = 0
     role: str = ""
     program: str | None = None
@@ -131,6 +132,8 @@ def _agent(state: AgentState, event: Event) -> AgentState:
             return replace(state, status="stopped", reason=reason)
         case AgentCrashed(reason=reason):
             return replace(state, status="crashed", reason=reason, crashes=state.crashes + 1)
+        case AgentGaveUp(reason=reason):
+            return replace(state, status="gave up", reason=reason)
         case _:
             return state
 
@@ -155,7 +158,7 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
         Fold(kind="fleet", version=1, initial=FleetState(), evolve=_fleet, load=_loads(FleetState)),
-        Fold(kind="agent", version=1, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
+        Fold(kind="agent", version=2, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )
 }

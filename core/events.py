@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded", "Event", "Head",
-    "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered", "ProgramReloaded",
-    "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDuplicate", "TaskFailed",
-    "TaskForgotten", "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded",
+    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered",
+    "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
+    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskForgotten",
+    "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -272,6 +273,13 @@ class AgentCrashed(Payload, frozen=True, kw_only=True):
     reason: str
 
 
+class AgentGaveUp(Payload, frozen=True, kw_only=True):
+    """A process will not be started again, after so many `restarts`; `reason` says why."""
+
+    reason: str
+    restarts: int = 0
+
+
 class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
@@ -284,7 +292,8 @@ PAYLOADS: dict[str, type[Payload]] = {
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, EffectRecorded,
         TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
-        ProgramRegistered, ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed,
+        ProgramRegistered, ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted,
+        AgentStopped, AgentCrashed, AgentGaveUp,
     )
 }  # fmt: skip
 

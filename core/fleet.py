@@ -199,9 +199,9 @@ class Fleet:
             waits = bool(old) and not all(member.serving for member in new.values())
             if len(live) > it.wanted + (surge(it.wanted) if waits else 0):
                 yield self._leave(program, old or new)
-            elif old and not waits and len(it.members) < it.wanted + surge(it.wanted):
-                yield self._begin(program, it)
-            elif not old and len(new) < it.wanted:
+            elif (not old and len(new) < it.wanted) or (
+                old and not waits and len(it.members) < it.wanted + surge(it.wanted)
+            ):
                 yield self._begin(program, it)
             else:
                 break

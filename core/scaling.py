@@ -1,4 +1,4 @@
-"""How many agents a program should have: by hand, or between bounds by what waits and how long. Pure: the clock is given.
+"""How many agents a program should have: a fixed number, or one between bounds that follows what waits and how long.
 
 A task should not wait longer than `wait` seconds. By Little's law (L = lambda W; J. D. C. Little, "A Proof for the
 Queuing Formula", 1961) so many slots are needed as tasks run now, and as many more as clear the queue within `wait`. A

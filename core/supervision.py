@@ -327,6 +327,10 @@ class Tree:
                 shown = "restarting" if child.ever else "waiting"
         return shown, child.restarts, "" if child.state in ("serving", "starting") else child.why
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a child is to go down, so that its end is no surprise."""
+        return self._children[name].leaving
+
     def path(self, name: str) -> list[str]:
         """The supervisors above a child or a supervisor, the highest first."""
         node = self._children.get(name) or self._groups[name]

@@ -283,22 +283,6 @@ def test_a_wait_status_in_words(status: int, words: str) -> None:
     assert exit_reason(status) == words
 
 
-def test_a_child_that_is_told_to_end_before_it_has_begun_ends() -> None:
-    code = """
-import os, signal, time
-from dspex.agents.supervisor import fork_child
-signal.signal(signal.SIGTERM, lambda *_: None)
-lost = 0
-for _ in range(300):
-    pid, link = fork_child(lambda line: time.sleep(60) or 0, lambda: None)
-    os.kill(pid, signal.SIGTERM)
-    link.close()
-    status = os.waitpid(pid, 0)[1]
-    assert os.WTERMSIG(status) == signal.SIGTERM, status
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
-
-
 def test_one_for_all_takes_the_others_down_in_reverse_and_starts_all_in_order(family: Callable[..., Family]) -> None:
     one = family("serve", "serve", "serve", strategy="one_for_all")
     one.event("all-serving")
@@ -369,3 +353,19 @@ def test_restarts_are_counted_over_the_death_of_the_supervisor(family: Callable[
     os.kill(supervisor, signal.SIGKILL)
     assert one.births("serve-0", 3)[2]["restarts"] == 1
     assert one.births("serve-1", 2)[1]["restarts"] == 0
+
+
+def test_a_child_that_is_told_to_end_before_it_has_begun_ends() -> None:
+    code = """
+import os, signal, time
+from dspex.agents.supervisor import fork_child
+signal.signal(signal.SIGTERM, lambda *_: None)
+lost = 0
+for _ in range(300):
+    pid, link = fork_child(lambda line: time.sleep(60) or 0, lambda: None)
+    os.kill(pid, signal.SIGTERM)
+    link.close()
+    status = os.waitpid(pid, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGTERM, status
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

@@ -19,6 +19,7 @@ from dspex.core.errors import LogCorrupt
 from dspex.core.events import (
     PAYLOADS,
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -102,6 +103,7 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ProgramReloaded: st.builds(
         ProgramReloaded, program=text, supervisor=text, code=text, was=text, agents=number, by=text
     ),
+    AgentGaveUp: st.builds(AgentGaveUp, reason=text, restarts=number),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
 }  # fmt: skip
 unknown = st.builds(UnknownEvent, type=st.from_regex(r"[A-Z][a-zA-Z]{0,20}New", fullmatch=True), data=raw)

@@ -8,6 +8,7 @@ from msgspec import Raw
 from dspex.core.aggregates import FOLDS, AgentState, FleetState, InboxState, KeyState, ProgramState, VariablesState
 from dspex.core.events import (
     AgentCrashed,
+    AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
@@ -49,6 +50,7 @@ LIVES: dict[str, list[Payload]] = {
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
+        AgentGaveUp(reason="no luck", restarts=2),
     ],
     "variables": [AssignmentProposed(assignment=name, values={"n": 1, "s": "x"}, who="me") for name in ("one", "two")],
 }  # fmt: skip
@@ -57,7 +59,7 @@ ENDS = {
     "key": KeyState("k", "1"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
-    "agent": AgentState("stopped", 2, "agent", "p", 2, 1, "told to"),
+    "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,8 @@ def simulate(scale: Scale, arrivals: list[float], seconds: float, slots: int, ag
 
 def turns(sizes: list[int]) -> int:
     """How often the direction changed."""
-    steps = [after - before for before, after in zip(sizes, sizes[1:], strict=False) if after != before]
-    return sum(1 for one, other in zip(steps, steps[1:], strict=False) if one * other < 0)
+    steps = [after - before for before, after in pairwise(sizes) if after != before]
+    return sum(1 for one, other in pairwise(steps) if one * other < 0)
 
 
 @pytest.mark.parametrize(
