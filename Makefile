@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short figures steps chaos damage lock sbom clean
+.PHONY: demo test lint bench bench-short figures steps chaos soak clients workflows damage lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
@@ -37,6 +37,15 @@ steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and D
 
 chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
 	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+
+soak: $(VENV)/.test            ## an hour at 80 % of what the machine can do, with faults: does anything grow?
+	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
+
+clients: $(VENV)/.test         ## 10,000 clients that ask at once
+	$(VENV)/bin/python benchmarks/clients.py $(ARGS)
+
+workflows: $(VENV)/.test       ## 5,000 workflows while the server is killed every 5 to 40 s
+	$(VENV)/bin/python benchmarks/workflows.py $(ARGS)
 
 damage: $(VENV)/.test          ## a log damaged at 220 random places: noticed, named, restored?
 	$(VENV)/bin/python benchmarks/damage.py $(ARGS)

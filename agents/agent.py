@@ -33,7 +33,6 @@ from dspex.core.errors import DspexError, LimitExceeded, LogError
 from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
-from dspex.core.sealing import guard_of
 from dspex.core.subjects import aggregate
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
@@ -49,7 +48,7 @@ VERSION = "0.1.0"
 class AgentSpec:
     """What an agent is to be. `values` are variables to set; `replace` lets a changed schema take over; `code` is the
     program's code version as it was when the file was loaded, which may have changed since; `master` refers to the
-    master key of private values."""
+    master key of private values; `max_queue` stands for the program's own."""
 
     name: str
     program: type[Program]
@@ -61,6 +60,7 @@ class AgentSpec:
     values: dict[str, Any] = field(default_factory=dict)
     code: str = ""
     master: str = ""
+    max_queue: int | None = None
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -123,11 +123,6 @@ class _Agent:
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
         program = spec.program(**spec.values)
-        about = program.describe()
-        if client.identity.account and guard_of(about.input_schema, about.output_schema).guarded:
-            what = "has private or secret fields, and access rules give agents no way to the keys: leave out --secure"
-            self.link.send({"refused": f"{program.name} {what}"})
-            return EXIT_REFUSED
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
         if place is None:
@@ -136,17 +131,18 @@ class _Agent:
             await preparing
         except Exception as error:
             return self._unprepared(error)
-        log = place.log(client, subjects)
+        log = place.log(client, subjects, program.name)
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
             subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
-            master=master_from(spec.master),
+            master=master_from(spec.master), max_queue=spec.max_queue,
         )  # fmt: skip
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
             metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,
         )  # fmt: skip
         Doors(worker, client, subjects, service, worker.results, worker.assignments)
+        worker.breakers.serve(service)
         service.announce()
         await self._make_known(worker)
         watch = Watch(worker)
@@ -246,4 +242,6 @@ class _Agent:
             "code": worker.code if worker else "", "restarts": self.life.restarts,
             "tasks": worker.endings.done if worker else 0,
             "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
+            "waiting": worker.backlog.waiting if worker else 0,
+            "breakers": worker.breakers.stats() if worker else [],
         }  # fmt: skip

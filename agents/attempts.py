@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Container
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
@@ -15,8 +14,10 @@ from dspex.agents import keys
 from dspex.agents.assignments import Assignments, Instances
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
+from dspex.agents.fates import PATIENCE, Fates
 from dspex.agents.forking import begin_fork
 from dspex.agents.guards import can_erase
+from dspex.agents.isolation import ELSEWHERE, Isolation
 from dspex.agents.recorder import Suspended
 from dspex.agents.registered import Registered
 from dspex.agents.run import Run
@@ -28,12 +29,21 @@ from dspex.bus.client import Client
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit, sealed_in
 from dspex.core.errors import DeadlineExceeded, InvalidInput, LogCorrupt, NotFound, TaskError
-from dspex.core.events import InputSealed, Payload, TaskCompleted, TaskDeadLettered, TaskDuplicate, TaskRetried
+from dspex.core.events import (
+    AttemptDied,
+    InputSealed,
+    Payload,
+    TaskCompleted,
+    TaskDeadLettered,
+    TaskDuplicate,
+    TaskRetried,
+)
 from dspex.core.ports import Appended, Log
 from dspex.core.program import Program
 from dspex.core.sealing import Guard, text_of, unseal
 from dspex.core.subjects import Subjects
-from dspex.core.task import TaskState, fold, may_attempt
+from dspex.core.suspicion import Company, company, is_proven, is_used_up, pause, why_dead
+from dspex.core.task import TaskState, fold
 
 __all__ = ["Attempts"]
 
@@ -47,7 +57,7 @@ class Attempts:
     def __init__(
         self, program: Program, *, code: str, source: str, place: Registered, client: Client, log: Log,
         subjects: Subjects, guard: Guard, vault: Vault, endings: Endings, runner: Runner, assignments: Assignments,
-        versions: Versions, cancelled: Container[int], done: Callable[[Run], None],
+        versions: Versions, cancelled: Container[int], done: Callable[[Run], None], isolation: Isolation,
     ) -> None:  # fmt: skip
         self.program, self.name, self.code, self.source = program, program.name, code, source
         self.place, self.client, self.log, self.subjects = place, client, log, subjects
@@ -55,16 +65,19 @@ class Attempts:
         self.assignment = program.assignment.hash
         self.assignments, self._instances = assignments, Instances(program, assignments)
         self._versions, self._cancelled, self._done = versions, cancelled, done
-        self._last_try = asyncio.Lock()
+        self._isolation, self._fates = isolation, Fates(log, program.name)
 
     async def attempt(self, run: Run) -> None:
         """Work on a task until it has ended, sleeps, or is somebody else's. Raises LogError, ConnectionFailed and
         Superseded: it is delivered again then."""
         try:
+            if self._isolation.closed:
+                self._heed_deadline(run, run.delivery.message.headers if run.delivery.message.has_headers else None)
+                await self._isolation.enter(run)
             await self._attempt(run)
         finally:
-            if run.alone:
-                self._last_try.release()
+            if run.company is not Company.ANY:
+                self._isolation.leave(run)
 
     async def _attempt(self, run: Run) -> None:
         message = run.delivery.message
@@ -91,13 +104,13 @@ class Attempts:
             input = await self._decoded(run, body) if self.guard.guarded else self._plain(run, body)
             key = h.key_of(headers) if headers else None
             if key is not None:
-                tenant = self.subjects.tenant_of(message.subject)
+                tenant = self.subjects.tenant_of(run.delivery.subject)
                 owner = await keys.bind(self.log, self.name, key, run.id, self.source, tenant)
                 if owner != run.id:
                     await self.endings.settle(run, TaskDuplicate(of=owner, key=key))
                     return
             if headers and (fork := h.fork_of(headers)):
-                await begin_fork(run, *fork, self.log, self.subjects)
+                await begin_fork(run, *fork, self.log, self.subjects, retry=h.RETRY in headers)
             if run.history:
                 run.history = await self.vault.bring_back(run.history)
             output = await self._runner.execute(run, input)
@@ -181,18 +194,38 @@ class Attempts:
             return False
         run.begun_by = state.code_version if state.code_version != self.code else ""
         run.values = run.values or await self._begun_on(run, state)
-        if not may_attempt(state, self.program.attempts):
-            reason = f"{state.attempts} attempts died or were lost before they came to an end"
+        self._heed_deadline(run, headers)
+        if (found := await self._with_death(run, state)) is None:
+            return False
+        state = found
+        if is_proven(state, self.program.attempts) or is_used_up(state, self.program.attempts):
             run.claimed = True  # no other attempt begins
-            await self.endings.settle(run, TaskDeadLettered(attempts=state.attempts, reason=reason))
+            await self.endings.settle(run, TaskDeadLettered(attempts=state.attempts, reason=why_dead(state)))
             return False
         run.attempt = state.attempts + 1 if state.attempts else 2
-        if run.attempt - run.rested >= self.program.attempts:
-            await self._be_alone(run)
+        if not await self._isolation.join(run, company(state), pause(state)):
+            self.endings.hand_back(run, ELSEWHERE)
+            return False
         events = run.events([run.claim()])
         result = await self.log.append(run.aggregate, events, run.head)
         run.head, run.claimed = result.head, True
         return isinstance(result, Appended)
+
+    async def _with_death(self, run: Run, state: TaskState) -> TaskState | None:
+        """The state with the death of the last attempt written down, if it died; None when somebody else is first.
+        Who dies before that is followed by one who reads the same in the same places."""
+        if state.status != "running" or any(death.attempt == state.attempts for death in state.deaths):
+            return state
+        patience = PATIENCE if state.deaths or state.alone else 0.0
+        reason = await self._fates.of(state.agent, state.claimed_at, patience=patience)
+        if reason is None:
+            return state
+        died = AttemptDied(attempt=state.attempts, agent=state.agent, reason=reason, alone=state.alone)
+        events = run.events([died])
+        result = await self.log.append(run.aggregate, events, run.head)
+        run.head = result.head
+        run.history = [*run.history, *events]
+        return fold(events, state) if isinstance(result, Appended) else None
 
     async def _begun_on(self, run: Run, state: TaskState) -> str:
         """The values that the attempts before us had, which the task keeps; ours when nobody knows them any more."""
@@ -204,13 +237,10 @@ class Attempts:
             logger.warning("task %s goes on with the values in force: %s", run.id, error)
             return ""
 
-    async def _be_alone(self, run: Run) -> None:
-        """Last tries go one at a time: a task that ends the process must not use up the last try of its neighbours."""
-        run.expires = math.inf
-        await self._last_try.acquire()
-        run.alone = True
-        run.started = time.monotonic()
-        run.expires = run.started + self.program.timeout
+    def _heed_deadline(self, run: Run, headers: dict[str, str] | None) -> None:
+        """Know the deadline before there is anything to wait for; what is wrong with it is said later."""
+        with suppress(InvalidInput):
+            run.deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
 
     def _retry(self, run: Run, error: TaskError) -> Payload | None:
         if not run.raised:

@@ -17,7 +17,8 @@ from msgspec import Struct
 from dspex.agents.guards import can_erase
 from dspex.agents.vault import held_of, task_key
 from dspex.bus.client import Client
-from dspex.bus.objects import NatsKeys, NatsObjects, erase_message
+from dspex.bus.objects import NatsKeys, NatsObjects, ensure_aside, erase_message
+from dspex.bus.streams import stream_names
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit
 from dspex.core.errors import ConnectionFailed, Forgotten, LogCorrupt, LogError
@@ -62,11 +63,12 @@ class Beside:
     def __init__(self, client: Client, subjects: Subjects, log: Log, archive: Archive, *, guard: float = GUARD) -> None:
         folder = archive.file.parent
         self._client, self._subjects, self._log, self._archive, self._age = client, subjects, log, archive, guard
-        self._keys, self._objects = NatsKeys(client, subjects), NatsObjects(client, subjects)
+        self._keys = NatsKeys(client, subjects)
         self.keys, self.objects = FileKeys(folder / KEYS), FileObjects(folder / OBJECTS)
         self.names = FileNames(folder / OBJECTS)
         self._one = asyncio.Lock()
-        self._copied = self._turn = 0
+        self._copied: dict[str, int] = {}
+        self._turn = 0
         self._seen = (0, 0.0)
         self._swept = time.monotonic()
 
@@ -105,8 +107,23 @@ class Beside:
     async def _walked(self) -> int:
         return await self.names.noted(f"{NOTE}.{self._log.epoch}")
 
+    def _objects(self, program: str) -> NatsObjects:
+        return NatsObjects(self._client, self._subjects, program=program)
+
+    async def _programs(self) -> list[str]:
+        """Whose keys and objects there are: everybody's together, or those of each program for itself."""
+        if not self._subjects.tenants:
+            return [""]
+        start = f"{self._subjects.key_stream}_"
+        names = await stream_names(self._client, f"{self._subjects.prefix}.key.>")
+        return [name.removeprefix(start) for name in names if name.startswith(start)]
+
     async def _copy_keys(self) -> None:
-        while changes := await self._keys.changes(self._copied, PAGE):
+        for program in await self._programs():
+            await self._copy_keys_of(program)
+
+    async def _copy_keys_of(self, program: str) -> None:
+        while changes := await self._keys.changes(self._copied.get(program, 0), PAGE, program):
             for change in changes:
                 if change.key is None:
                     await self.keys.forget(change.name)
@@ -115,7 +132,7 @@ class Beside:
                         await self.keys.create(change.name, change.key)
                     except Forgotten:  # the one in the stream came back from somewhere
                         await self._keys.forget(change.name)
-                self._copied = change.number
+                self._copied[program] = change.number
 
     async def _look_at(self, entry: Entry) -> None:
         name = self._subjects.aggregate_of(entry.subject) or ""
@@ -138,7 +155,7 @@ class Beside:
     async def _keep(self, name: str, program: str, task: str, position: int) -> None:
         await self.names.add(self._log.epoch, program, task, name, position)
         if await self.objects.get(name) is None:
-            data = await self._objects.get(name)
+            data = await self._objects(program).get(name)
             if data is None:
                 logger.warning("task %s of %s names the object %s, which is not there", task, program, name)
             else:
@@ -157,17 +174,17 @@ class Beside:
 
     async def _forget(self, program: str, task: str) -> Gone:
         epoch = self._log.epoch
-        names = [task_key(epoch, task)]
+        names = [task_key(epoch, task, program if self._subjects.tenants else "")]
         submission = await self._archive.entry(int(task)) or await self._log.entry(int(task))
         own = h.sealed(submission.headers) if submission else None
         if own and own not in names:
             names.append(own)
-        door = self._subjects.door("task", program)
         stored = await self._log.entry(int(task))
         last = await self._log.last(aggregate("task", program, task))
         ended = last is None or fold(decode_commit(last.body, last.position)).ended
         # One that has not ended must still be delivered again; whoever ends it erases it.
-        exposed = stored is not None and stored.subject == door and not h.sealed(stored.headers)
+        door = ("task", program)
+        exposed = stored and self._subjects.door_of(stored.subject) == door and not h.sealed(stored.headers)
         if exposed and ended and can_erase(self._log):
             await erase_message(self._client, self._subjects.stream, int(task))
         keys = 0
@@ -180,7 +197,7 @@ class Beside:
             if len(others) > 1:
                 continue
             await self.objects.delete(name)
-            if await self._objects.delete(name, before=time.time() - self._age):
+            if await self._objects(program).delete(name, before=time.time() - self._age):
                 objects += 1
             else:
                 later += 1
@@ -200,9 +217,10 @@ class Beside:
         if not when or walked < seen:
             return 0  # what names an object may not have been looked at yet
         gone = asked = 0
-        stored = sorted(await self._objects.list(), key=lambda each: each.name)
+        stores = [self._objects(program) for program in await self._programs()]
+        stored = [(store, each) for store in stores for each in sorted(await store.list(), key=lambda it: it.name)]
         self._turn = self._turn if self._turn < len(stored) else 0
-        for number, each in enumerate(stored):
+        for number, (store, each) in enumerate(stored):
             before = min(when, now) - self._age
             if each.time > before:
                 continue
@@ -213,9 +231,9 @@ class Beside:
                 asked += 1
                 if await self._still_named(named):
                     continue
-            gone += await self._objects.delete(each.name, before=before)
+            gone += await store.delete(each.name, before=before)
         self._turn += SWEPT
-        return gone + await self._objects.tidy(now - self._age)
+        return gone + sum([await store.tidy(now - self._age) for store in stores])
 
     async def _still_named(self, named: list[tuple[str, int]]) -> bool:
         for epoch, position in named:
@@ -240,13 +258,25 @@ async def put_back(archive: Archive, client: Client, subjects: Subjects) -> None
     """Give a log that is restored the objects and keys that stand beside its archive; none of what was forgotten, also
     when the file of the keys is older than that. Doing it again is fine. Raises LogError."""
     folder = archive.file.parent
+    made = {""}
+
+    async def make(program: str) -> bool:
+        """Whether the program has a place for what is its own, where there are access rules."""
+        if program not in made:
+            if not await archive.last(aggregate("program", program, 0)):
+                return False  # a name from before there were rules
+            await ensure_aside(client, subjects, program)
+            made.add(program)
+        return True
+
     if has_aside(folder / OBJECTS, "objects"):
-        async with FileObjects(folder / OBJECTS, readonly=True) as objects:
-            store = NatsObjects(client, subjects)
+        files = FileObjects(folder / OBJECTS, readonly=True), FileNames(folder / OBJECTS, readonly=True)
+        async with files[0] as objects, files[1] as names:
             for each in await objects.list():
                 data = await objects.get(each.name)
-                if data is not None:
-                    await store.put(data)
+                for program in await names.programs(each.name) if subjects.tenants else [""]:
+                    if data is not None and await make(program):
+                        await NatsObjects(client, subjects, program=program).put(data)
     if not has_aside(folder / KEYS, "keys"):
         return
     gone = await _forgotten(archive, subjects)
@@ -254,7 +284,9 @@ async def put_back(archive: Archive, client: Client, subjects: Subjects) -> None
         keys, after = NatsKeys(client, subjects), 0
         while changes := await ring.changes(after, PAGE):
             for change in changes:
-                if change.key is None or change.name in gone:
+                if not await make(subjects.owner(change.name)):
+                    logger.warning("the key %s is from before there were access rules, and stays here", change.name)
+                elif change.key is None or change.name in gone:
                     await keys.forget(change.name)
                 else:
                     try:
@@ -272,6 +304,7 @@ async def _forgotten(archive: Archive, subjects: Subjects) -> set[str]:
         for entry in entries:
             task = entry.subject.rpartition(".")[2]
             submission = await archive.entry(int(task)) if task.isdecimal() else None
-            found |= {task_key(archive.epoch, task), (submission and h.sealed(submission.headers)) or ""}
+            owner = entry.subject.split(".")[-2] if subjects.tenants else ""
+            found |= {task_key(archive.epoch, task, owner), (submission and h.sealed(submission.headers)) or ""}
         after = entries[-1].position
     return found

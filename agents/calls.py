@@ -37,7 +37,6 @@ class Calls:
     def __init__(self, client: Client, subjects: Subjects) -> None:
         self._client, self._subjects = client, subjects
         self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
-        self._objects = NatsObjects(client, subjects)
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
@@ -76,9 +75,9 @@ class Calls:
             if reply and not code and reply.status != 503:
                 return reply.data
             if reply and code == ELSEWHERE:
-                return await fetched(self._objects, reply)
-            if code and code not in ("202", "503"):
-                assert reply, "who has a code has a reply"
+                return await fetched(NatsObjects(self._client, self._subjects, program=program), reply)
+            # With a task's id, 503 is how that task ended; without, nobody could say.
+            if reply and code and (code not in ("202", "503") or (code == "503" and h.TASK in reply.headers)):
                 raise _error(int(code), reply)
             if code != "202":
                 await asyncio.sleep(PAUSE)
@@ -100,7 +99,10 @@ class Calls:
                 raise Unavailable(f"the log refused it: {answer['error'].get('description', 'no reason given')}")
             unknown += reply is not None
             if unknown >= UNKNOWN:
-                raise NotFound(f"there is no program {program}")
+                said = await self.guards.told(program)
+                if said is None or not said.closed:  # closed doors open again; the caller's own time is the bound
+                    raise NotFound(f"there is no program {program}")
+                unknown = 0
             await asyncio.sleep(PAUSE)
 
     async def _ask(self, subject: str, body: bytes, headers: dict[str, str]) -> Message | None:

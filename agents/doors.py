@@ -1,4 +1,4 @@
-"""What an agent answers directly: `ask`, `submit`, `result`, and `variables.get` and `.propose` of its program.
+"""What an agent answers directly: `ask`, `submit`, `result`, the `variables` and the `dlq` of its program.
 
 An ask is a submission with a return address: it is stored like any task, runs on whichever agent is free, and that
 agent answers. So an ask is as durable as any task, and the crash of an agent costs it a second, not its answer.
@@ -10,11 +10,15 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from dspex.agents.assignments import Assignments, decode_proposal
+from dspex.agents.guards import CLOSED_FOR as DOORS_AGAIN
+from dspex.agents.guards import Guards, Told
+from dspex.agents.letters import Letters
 from dspex.agents.owners import asker_of
 from dspex.agents.results import Results, task_id_of
 from dspex.agents.worker import Worker
@@ -33,8 +37,8 @@ MAX_HEADERS = 32 << 10
 
 AGAIN, PATIENCE = 0.05, 5.0
 """Seconds until a submission is sent again that nobody took, and for how long: a log process starts anew in less."""
-MAX_AGAIN = 10_000
-"""Asks that wait for that at once."""
+CLOSED = 1.0
+"""Seconds for which a door that was found closed is not tried again."""
 
 _OURS = re.compile(r"(?i)dspex-|traceparent|tracestate")
 _NEVER = {h.REPLY.lower(), h.TASK.lower(), h.SEALED.lower()}
@@ -50,7 +54,9 @@ class Doors:
     ) -> None:  # fmt: skip
         self._worker, self._client, self._subjects, self._results = worker, client, subjects, results
         self._assignments = assignments
-        self._again = 0
+        self._told = Guards(client, subjects)
+        self._closed, self._closed_until = "", 0.0
+        self._asking: asyncio.Future[Told | None] | None = None
         program = worker.program
         self._task_subject = subjects.door("task", program.name)
         description = program.describe()
@@ -63,6 +69,11 @@ class Doors:
         service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
+        letters = Letters(
+            program, client, results.log, subjects, results, worker.vault_on(client), assignments, worker.source
+        )
+        service.serve(Endpoint("dlq-retry", subjects.dlq(name, "retry"), letters.retry))
+        service.serve(Endpoint("dlq-drop", subjects.dlq(name, "drop"), letters.drop))
         service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
 
     def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:
@@ -103,7 +114,10 @@ class Doors:
         self._store(request, body, headers | sealed, then)
 
     def _checked(self, request: Request) -> dict[str, str]:
-        """The headers to be stored. Raises InvalidInput for what is no task."""
+        """The headers to be stored. Raises InvalidInput for what is no task, LimitExceeded and Unavailable for what
+        cannot be taken now."""
+        self._check_open()
+        self._worker.backlog.check(len(request.data))
         headers = _forwarded(request)
         size = sum(len(name) + len(value.encode()) for name, value in headers.items())
         if size > MAX_HEADERS:
@@ -116,7 +130,18 @@ class Doors:
     def _store(self, request: Request, body: bytes, headers: dict[str, str], then: _Then) -> None:
         asker = asker_of(self._client, request.headers)
         subject = f"{self._task_subject}.{asker}" if asker else self._task_subject
-        self._send(request, subject, body, headers, then, asyncio.get_running_loop().time() + PATIENCE)
+        backlog, size = self._worker.backlog, len(body)
+        backlog.begin(size)
+
+        def ended(request: Request, stored: asyncio.Future[Message]) -> None:
+            backlog.end(size, stored=stored.exception() is None and stored.result().status == 0)
+            then(request, stored)
+
+        try:
+            self._send(request, subject, body, headers, ended, asyncio.get_running_loop().time() + PATIENCE)
+        except BaseException:
+            backlog.end(size, stored=False)
+            raise
 
     def _submitted(self, request: Request, stored: asyncio.Future[Message]) -> None:
         """Give the log's word on; or say that there is none."""
@@ -133,24 +158,53 @@ class Doors:
 
         def answered(stored: asyncio.Future[Message]) -> None:
             nobody = stored.exception() is None and stored.result().status == 503
-            if nobody and loop.time() < until and self._again < MAX_AGAIN:
-                self._again += 1
-                loop.call_later(AGAIN, again)
+            if nobody and loop.time() < until and not self._is_closed():
+                self._ask_why()
+                loop.call_later(AGAIN, again, stored)
             else:
                 then(request, stored)
 
-        def again() -> None:
-            self._again -= 1
+        def again(stored: asyncio.Future[Message]) -> None:
+            if self._is_closed():
+                then(request, stored)
+                return
             try:
                 self._send(request, subject, body, headers, then, until)
             except ConnectionFailed:
-                logger.debug("nobody can be told: the connection is closed")
+                then(request, stored)
 
         asyncio.ensure_future(self._client.call(subject, body, headers=headers)).add_done_callback(answered)
+
+    # -- closed doors
+
+    def _is_closed(self) -> bool:
+        return asyncio.get_running_loop().time() < self._closed_until
+
+    def _check_open(self) -> None:
+        if self._is_closed():
+            raise Unavailable(self._closed, retry_after=DOORS_AGAIN)
+
+    def _ask_why(self) -> None:
+        """Nobody takes what we store: ask the registrar whether the doors are closed, once at a time."""
+        if self._asking is not None:
+            return
+        asking = self._asking = asyncio.ensure_future(self._told.told(self._worker.name))
+
+        def answered(done: asyncio.Future[Told | None]) -> None:
+            self._asking = None
+            said = None if done.cancelled() or done.exception() else done.result()
+            if said and said.closed:
+                self._closed, self._closed_until = said.closed, asyncio.get_running_loop().time() + CLOSED
+
+        asking.add_done_callback(answered)
 
     def _stored(self, request: Request, stored: asyncio.Future[Message]) -> None:
         """The log took the submission, or it did not: then say so, for nobody else will answer."""
         error = stored.exception()
+        if error is None and stored.result().status and self._is_closed():
+            with suppress(ConnectionFailed):
+                request.fail(Unavailable(self._closed, retry_after=DOORS_AGAIN))
+            return
         if error is None:
             answer = stored.result()
             refused = msgspec.json.decode(answer.data).get("error") if answer.data else {"description": "no stream"}

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from dspex.agents.guards import erase_entry
 from dspex.agents.results import Results
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting
 from dspex.agents.writer import Superseded
 from dspex.bus.client import Client
-from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK
 from dspex.core.codec import decode_commit
 from dspex.core.errors import ConnectionFailed, LogError, NotFound
@@ -97,12 +97,16 @@ class Endings:
 
     async def _erase(self, run: Run) -> None:
         try:
-            await erase_message(self.client, self._subjects.stream, int(run.id))
+            await erase_entry(self.log, self.client, self._subjects, int(run.id))
         except (LogError, ConnectionFailed, TimeoutError) as error:
             logger.warning("the input of task %s is to be erased, and that will be tried again: %s", run.id, error)
             self.client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (ERASE_AGAIN * 1e9))
         else:
             self.client.acknowledge(run.delivery.message, ACK)
+
+    def hand_back(self, run: Run, seconds: float) -> None:
+        """Have the task delivered again, here or elsewhere, in a while."""
+        self.client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (seconds * 1e9))
 
     async def rest(self, run: Run, until: float) -> None:
         """A task whose retry is planned was delivered again: whoever planned it died before the acknowledgement, and

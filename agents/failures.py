@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 
-from dspex.core.errors import ProgramFailed, TaskError
+from dspex.core.errors import BreakerOpen, ProgramFailed, TaskError
 from dspex.core.events import TaskFailed, TaskRetried
 from dspex.core.retry import Retry
 
@@ -42,11 +42,16 @@ def retried(
     if policy is None or not isinstance(cause, policy.on):
         return None
     delay = policy.delay(retries + 1, task)
-    if delay is None or (deadline is not None and deadline < time.time() + delay):
+    if delay is None:
+        return None
+    until = time.time() + delay
+    if isinstance(cause, BreakerOpen):  # before that it is only refused again
+        until = max(until, cause.due)
+    if deadline is not None and deadline < until:
         return None
     return TaskRetried(
         retry=retries + 1, type=_clean(error.type, 200), message=_clean(error.message, MAX_WORDS),
-        until=time.time() + delay, clean=policy.clean,
+        until=until, clean=policy.clean,
     )  # fmt: skip
 
 

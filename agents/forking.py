@@ -24,13 +24,14 @@ from dspex.core.subjects import Subjects, aggregate
 __all__ = ["begin_fork"]
 
 
-async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> None:
+async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subjects, *, retry: bool = False) -> None:
     """See to it that the log has all that the task shares with its parent, and the run remembers it. An attempt that
-    died over it is gone on with. Raises NotFound, InvalidInput, Superseded, LogError."""
+    died over it is gone on with. A `retry` does again what had failed. Raises NotFound, InvalidInput, Superseded,
+    LogError."""
     has_begun = any(isinstance(event.data, TaskForked) for event in run.history)
     if has_begun and not remembered(run.history).missing:
         return
-    part = await _shared(run, parent, at, log, subjects)
+    part = await _shared(run, parent, at, log, subjects, retry)
     history = list(run.history)
     if not has_begun:
         history += await _commit(run, run.events([part.forked] if run.claimed else [part.forked, run.claim()]))
@@ -52,17 +53,17 @@ async def _commit(run: Run, events: list[Event]) -> list[Event]:
     return events
 
 
-async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects) -> Shared:
-    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent)
+async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects, retry: bool) -> Shared:
+    entry = await log.entry(int(parent)) or await kept_submission(log, subjects, parent, run.program)
     if entry is None and int(parent) <= await log.head():
         raise forgotten(run.program, parent)
     if (
         entry is None or subjects.door_of(entry.subject) != ("task", run.program)
-        or (subjects.tenants and not same_tenant(subjects, run.delivery.message.subject, entry.subject))
+        or (subjects.tenants and not same_tenant(subjects, run.delivery.subject, entry.subject))
     ):  # fmt: skip
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))
-    return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at)
+    return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at, retry=retry)
 
 
 def _first(todo: list[Event]) -> tuple[list[Event], list[Event]]:

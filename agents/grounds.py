@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,12 +24,13 @@ from dspex.agents.vault import Vault
 from dspex.agents.veiled import guard_in
 from dspex.bus import streams
 from dspex.bus.client import Client
-from dspex.bus.objects import NatsKeys, NatsObjects
+from dspex.bus.objects import NatsKeys, NatsObjects, ensure_aside, erase_message
 from dspex.bus.service import Service
+from dspex.core.doors import Level
 from dspex.core.errors import ConfigurationError, LogError
 from dspex.core.ports import Backend, Log
 from dspex.core.subjects import Subjects
-from dspex.store.backends import JETSTREAM, factory_of
+from dspex.store.backends import JETSTREAM, LOG_FILE, factory_of
 from dspex.store.jetstream import JetStreamLog
 from dspex.store.served import ENVELOPE, ServedLog
 
@@ -59,9 +62,17 @@ class Ground(Protocol):
     async def lead(self, service: Service) -> None:
         """The lease is ours: from now on we alone may change anything."""
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
-        """Bring the doors to exactly `programs`, and the consumers of those `named`; when their consumers of tasks were
-        made. Raises LogError."""
+    async def open_doors(
+        self, programs: list[str], named: list[str], shut: Collection[tuple[str, str]] = ()
+    ) -> dict[str, float]:
+        """Bring the doors to exactly `programs` but those that are `shut` (door, program), and the consumers of those
+        `named`; when their consumers of tasks were made. Raises LogError."""
+
+    async def level(self) -> Level | None:
+        """How full the log is; None when that is none of our business. Raises LogError."""
+
+    async def waiting(self, program: str) -> int:
+        """How many tasks of a program wait or run. Raises LogError."""
 
     def registered(self, program: str, since: float) -> Registered:
         """What the agents of a program have to know; its consumer was made at `since`."""
@@ -78,17 +89,20 @@ class JetStreamGround:
     guest = queued = False
 
     def __init__(
-        self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int, replicas: int
+        self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int, replicas: int, folder: Path | None
     ) -> None:
+        self._folder = folder
         self._client, self._subjects, self._restored, self._replicas = client, subjects, restored, replicas
         self._split = False
         self.log: Log = log
 
     @classmethod
     async def stand(
-        cls, client: Client, subjects: Subjects, replicas: int, known: streams.Known | None
+        cls, client: Client, subjects: Subjects, replicas: int, known: streams.Known | None, folder: Path | None = None
     ) -> JetStreamGround:
-        """Make the streams unless they are there. Raises LogError, LogCorrupt when the log that is `known` is gone."""
+        """Make the streams unless they are there. `folder` is on the disk of the server, when that is ours.
+
+        Raises LogError, LogCorrupt when the log that is `known` is gone."""
         epoch = await streams.ensure_log(client, subjects, replicas=replicas, known=known)
         restored = await streams.restored_to(client, subjects)
         if subjects.tenants:  # each program gets timers of its own when its doors are opened
@@ -96,19 +110,26 @@ class JetStreamGround:
             await streams.ensure_stream(client, streams.lease_stream(subjects, replicas))
         else:
             await _make_common(client, subjects, replicas)
-        return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored, replicas)
+        return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored, replicas, folder)
 
     def held(self, program: str) -> int:
         return 0
 
     def read(self, service: Service) -> None:
         Reader(self._client, self.log, self._subjects, service)
+        if self._subjects.tenants:
+            Rows(self.log, self._subjects, service, self._client.max_payload, self._erase)
+
+    async def _erase(self, position: int) -> None:
+        await erase_message(self._client, self._subjects.stream, position)
 
     async def lead(self, service: Service) -> None:
         pass
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
-        await streams.set_doors(self._client, self._subjects, programs)
+    async def open_doors(
+        self, programs: list[str], named: list[str], shut: Collection[tuple[str, str]] = ()
+    ) -> dict[str, float]:
+        await streams.set_doors(self._client, self._subjects, programs, shut)
         if self._subjects.tenants:
             if not self._split:
                 await streams.split_timers(self._client, self._subjects, programs)
@@ -117,7 +138,17 @@ class JetStreamGround:
                 await streams.ensure_stream(
                     self._client, streams.timer_stream(self._subjects, self._replicas, name)
                 )
+                await ensure_aside(self._client, self._subjects, name, self._replicas)
         return await _consumers(self._client, self._subjects, named, queued=False)
+
+    async def level(self) -> Level | None:
+        used = await streams.log_bytes(self._client, self._subjects)
+        if self._folder is None:
+            return Level(used, await streams.storage_left(self._client))
+        return _on_disk(used, self._folder)
+
+    async def waiting(self, program: str) -> int:
+        return await streams.tasks_at(self._client, self._subjects, program)
 
     def registered(self, program: str, since: float) -> Registered:
         return Registered(
@@ -154,7 +185,15 @@ class GuestGround:
     async def lead(self, service: Service) -> None:
         raise AssertionError("a guest never leads")
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
+    async def open_doors(
+        self, programs: list[str], named: list[str], shut: Collection[tuple[str, str]] = ()
+    ) -> dict[str, float]:
+        raise AssertionError("a guest never leads")
+
+    async def level(self) -> Level | None:
+        raise AssertionError("a guest never leads")
+
+    async def waiting(self, program: str) -> int:
         raise AssertionError("a guest never leads")
 
     def registered(self, program: str, since: float) -> Registered:
@@ -177,7 +216,7 @@ class OwnGround:
         self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int, anew: bool,
         master: bytes,
     ) -> None:  # fmt: skip
-        self._client, self._subjects, self._own, self._name = client, subjects, own, name
+        self._client, self._subjects, self._own, self._name, self._folder = client, subjects, own, name, folder
         self._replicas, self._anew = 1 if anew else replicas, anew
         # What is written here goes the way of everybody's, so that whoever listens on the bus sees it.
         self.log: Log = ServedLog(client, subjects, own.epoch)
@@ -225,12 +264,21 @@ class OwnGround:
         self._client.on_reconnect.append(self._back.set)
         self._back.set()
 
-    async def open_doors(self, programs: list[str], named: list[str]) -> dict[str, float]:
+    async def open_doors(
+        self, programs: list[str], named: list[str], shut: Collection[tuple[str, str]] = ()
+    ) -> dict[str, float]:
         made = await _consumers(self._client, self._subjects, named, queued=True)
         self._programs = list(programs)
-        self._host.open_doors({program: await guard_in(self._own, program) for program in programs})
+        self._host.open_doors({program: await guard_in(self._own, program) for program in programs}, shut)
         await self._client.flush()
         return made
+
+    async def level(self) -> Level | None:
+        used = sum(file.stat().st_size for file in self._folder.glob(f"{LOG_FILE}*"))
+        return _on_disk(used, self._folder)
+
+    async def waiting(self, program: str) -> int:
+        return self._keeping.standing.waiting[program]
 
     def registered(self, program: str, since: float) -> Registered:
         return Registered(
@@ -266,6 +314,14 @@ class OwnGround:
                 logger.warning("what the log knows could not be told to the server; trying again: %s", error)
                 self._back.set()
                 await asyncio.sleep(0.5)
+
+
+def _on_disk(used: int, folder: Path) -> Level:
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError as error:
+        raise LogError(f"how full the disk of {folder} is cannot be seen: {error}") from None
+    return Level(used, disk.free, disk.total)
 
 
 async def _make_common(client: Client, subjects: Subjects, replicas: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import cast
 
 import msgspec
@@ -51,7 +51,7 @@ class Host:
         self._sealing: set[asyncio.Task[None]] = set()
         self._client, self._log, self._subjects, self._standing, self._queue = client, log, subjects, standing, queue
         self._limit = client.max_payload - ENVELOPE
-        self._open: dict[str, list[Subscription]] = {}
+        self._open: dict[tuple[str, str], Subscription] = {}
         self._guards: dict[str, Guard] = {}
         self._ids: dict[str, tuple[float, asyncio.Future[Stored | Taken]]] = {}
         self._loop = asyncio.get_running_loop()
@@ -63,19 +63,16 @@ class Host:
         self._newest = newest
         self._client.subscribe(self._subjects.events, self._event)
 
-    def open_doors(self, guards: Mapping[str, Guard]) -> None:
-        """Take in what comes to the doors of exactly these programs: nobody answers for a name that is not there. What
-        is private of them is sealed before it is written."""
-        wanted = set(guards)
-        self._guards = dict(guards)
-        for program in wanted - set(self._open):
-            self._open[program] = [
-                self._client.subscribe(self._subjects.door(door, program), self._door_of(door, program))
-                for door in STORED_DOORS
-            ]
-        for program in set(self._open) - wanted:
-            for subscription in self._open.pop(program):
-                subscription.close()
+    def open_doors(self, guards: Mapping[str, Guard], shut: Collection[tuple[str, str]] = ()) -> None:
+        """Take in what comes to the doors of exactly these programs, but those that are `shut` (door, program): nobody
+        answers for what is not there. What is private of them is sealed before it is written."""
+        wanted = {(door, program) for program in guards for door in STORED_DOORS} - set(shut)
+        self._guards.update(guards)  # what came before a door was closed is still to be stored
+        for door, program in wanted - set(self._open):
+            subject = self._subjects.door(door, program)
+            self._open[door, program] = self._client.subscribe(subject, self._door_of(door, program))
+        for place in set(self._open) - wanted:
+            self._open.pop(place).close()
 
     # -- what comes in
 

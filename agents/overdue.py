@@ -63,7 +63,8 @@ class Overdue:
         for program, tasks in (await self._projecting.with_views(work)).items():
             if await self._wakes_wait(program):
                 continue  # nobody takes them now: one more for each would only heap up
-            vault = Vault(NatsKeys(self._client, self._subjects), NatsObjects(self._client, self._subjects))
+            objects = NatsObjects(self._client, self._subjects, program=program)
+            vault = Vault(NatsKeys(self._client, self._subjects), objects)
             waiting = Waiting(self._client, self._log, self._subjects, program, self._source, vault, Guard())
             logger.warning("%d tasks of %s slept past their time: they are woken now", len(tasks), program)
             for start in range(0, len(tasks), AT_ONCE):

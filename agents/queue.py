@@ -138,7 +138,8 @@ class Queue:
         """Put one message in, unless it is there; the future says whether it is there then."""
         position = entry.position
         headers = {
-            h.EXPECTED: "0", h.TASK: str(position), h.TIME: str(round(entry.time * 1e6)), **_forwarded(entry.headers)
+            h.EXPECTED: "0", h.TASK: str(position), h.TIME: str(round(entry.time * 1e6)),
+            h.SUBJECT: entry.subject, **_forwarded(entry.headers),
         }  # fmt: skip
         if known:
             headers[h.KNOWN] = "1"
@@ -184,5 +185,5 @@ def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
         return {}
     return {
         name: value for name, value in headers.items()
-        if _TRAVELS.fullmatch(name) and name not in (h.TASK, h.TIME, h.KNOWN)
+        if _TRAVELS.fullmatch(name) and name not in (h.TASK, h.TIME, h.KNOWN, h.SUBJECT)
     }  # fmt: skip

@@ -149,7 +149,8 @@ class Reader:
             raise NotFound(f"the log has no task {task[:40]}")
         program = door[1]
         commits = await self._log.read(aggregate("task", program, task))
-        story = [submission, *commits, *await self._log.read(aggregate("privacy", program, task))]
+        beside = [each for kind in ("privacy", "dlq") for each in await self._log.read(aggregate(kind, program, task))]
+        story = [submission, *commits, *beside]
         named, known = await self._mentions(program, int(task))
         story += [entry for position in named if (entry := await self._log.entry(position)) is not None]
         for kind in ("outcome", "signal"):
@@ -190,9 +191,9 @@ class Reader:
         return pages[: query.limit], not more and len(pages) <= query.limit
 
 
-async def kept_submission(log: Log, subjects: Subjects, task: str) -> Entry | None:
+async def kept_submission(log: Log, subjects: Subjects, task: str, program: str = "*") -> Entry | None:
     """The submission of a task whose message was erased, because its input is private and had come in the open."""
-    after, subject = 0, subjects.event(f"task.*.{task}")
+    after, subject = 0, subjects.event(f"task.{program}.{task}")
     while found := await log.scan(after, 100, subject):
         for entry in found:
             kept = submission_of(task, decode_commit(entry.body, entry.position), subjects)

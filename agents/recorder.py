@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
 from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
@@ -60,6 +61,10 @@ class Attempt(Writing, Protocol):
     def branches(self) -> set[asyncio.Task[Any]]:
         """The branches of the run that have not ended, without the main one."""
 
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
+
     suspended: bool
 
     @property
@@ -90,7 +95,8 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
-        self._life, self._seed = f"{attempt.id}/{memory.life}", f"{memory.seed or attempt.id}/{memory.life}"
+        self._life = f"{memory.keys or attempt.id}/{memory.life}"
+        self._seed = f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
         self._under_way = 0
         self._active = loop.time()
@@ -110,13 +116,14 @@ class Recorder:
             try:
                 with Performing(self._life, call.key):
                     # What may be done again need not wait, within a bound.
-                    if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                    refused = self._attempt.breakers.refusal(call) if call.breaker else None
+                    if refused is None and call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
                         try:
                             await self.writer.flush()
                         except Exception as error:
                             self._break(error)
                         self._check()
-                    record = await self._act(call)
+                    record = await self._act(call) if refused is None else failed(call, refused, 0.0)
             finally:
                 self._under_way -= 1
                 self._active = self._loop.time()
@@ -131,7 +138,8 @@ class Recorder:
         try:
             if call.private:
                 self._attempt.seal_effect(call.key)
-            record = recorded(call, await call.act(), time.perf_counter() - started)
+            acted = await (self._attempt.breakers.run(call) if call.breaker else call.act())
+            record = recorded(call, acted, time.perf_counter() - started)
             size = len(bytes(record.result))
             if size > self._attempt.limit:
                 raise EffectFailed(

@@ -34,9 +34,12 @@ class Registered(Struct, frozen=True, kw_only=True):
     served: bool = False
 
     def log(
-        self, connection: Connection, subjects: Subjects, *, patience: float = 30.0
+        self, connection: Connection, subjects: Subjects, program: str, *, patience: float = 30.0
     ) -> JetStreamLog | ServedLog:
-        """The log, through this connection."""
+        """The log as an agent of `program` has it, through this connection."""
+        if subjects.tenants:
+            door, erasable = subjects.rows(program), not self.served
+            return ServedLog(connection, subjects, self.epoch, patience=patience, door=door, erasable=erasable)
         kind = ServedLog if self.served else JetStreamLog
         return kind(connection, subjects, self.epoch, patience=patience)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ import uvloop
 
 from dspex.agents.autoscale import Autoscale
 from dspex.agents.control import Control
+from dspex.agents.doorkeeper import Doorkeeper
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
@@ -32,6 +33,7 @@ from dspex.bus.identity import subjects_of
 from dspex.bus.lease import Lease
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
+from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import PAYLOADS, AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
 from dspex.core.ports import Appended
@@ -50,7 +52,8 @@ MAX_WAITING = 1000
 class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
     the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
-    `alone`: nobody else has a log on this server. `master` refers to the master key of private values."""
+    `alone`: nobody else has a log on this server. `master` refers to the master key of private values; `marks` say
+    when the stored doors are closed."""
 
     name: str
     url: str
@@ -63,6 +66,7 @@ class RegistrarSpec:
     durability: Literal["power", "process"] = "power"
     alone: bool = False
     master: str = ""
+    marks: Marks = field(default_factory=Marks)
 
     @property
     def role(self) -> str:
@@ -95,6 +99,7 @@ class _Registrar:
         self.control: Control | None = None
         self.autoscale: Autoscale | None = None
         self.programs: dict[str, ProgramRegistered] = {}
+        self.changing = asyncio.Lock()
         self.waiting: asyncio.Queue[tuple[_Registration, Request]] = asyncio.Queue(MAX_WAITING)
 
     async def live(self) -> int:
@@ -138,7 +143,8 @@ class _Registrar:
         if spec.log == JETSTREAM:
             if await streams.has_stream(client, self.subjects.queue_stream):
                 return await GuestGround.stand(client, self.subjects)
-            return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known)
+            folder = spec.folder if spec.alone else None
+            return await JetStreamGround.stand(client, self.subjects, spec.replicas, spec.known, folder)
         return await OwnGround.stand(
             client, self.subjects, name=spec.log, folder=spec.folder, durability=spec.durability,
             replicas=spec.replicas, anew=spec.alone, master=master_from(spec.master),
@@ -162,13 +168,19 @@ class _Registrar:
     async def _lead_under(self, lease: Lease, client: Client, service: Service) -> None:
         await self.ground.lead(service)
         await self._recall()
-        await self.ground.open_doors(list(self.programs), list(self.programs))
+        self.keeper = Doorkeeper(
+            self.ground, self.subjects, self.spec.marks, self.source, lambda: self.programs,
+            lambda: self._set_doors([]),
+        )  # fmt: skip
+        await self.keeper.recall()
+        await self._set_doors(list(self.programs))
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
         service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
-        working = [asyncio.create_task(work) for work in (self._register_all(), lease.keep(), self.ground.work())]
+        work = (self._register_all(), lease.keep(), self.ground.work(), self.keeper.work())
+        working = [asyncio.create_task(each) for each in work]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -188,10 +200,20 @@ class _Registrar:
                         self.programs[event.data.program] = event.data
             after = entries[-1].position
 
+    async def _set_doors(self, named: list[str]) -> dict[str, float]:
+        """Bring the doors to what is registered and not closed, and see to the consumers of those named. One at a time:
+        an older decision must not overtake a newer one."""
+        async with self.changing:
+            programs = list(self.programs)
+            return await self.ground.open_doors(programs, named, self.keeper.shut(programs))
+
     def _tell(self, request: Request) -> None:
-        """Say what is private of a program: whoever submits to it has to know."""
-        known = self.programs.get(request.message.subject.rpartition(".")[2])
-        request.respond(msgspec.json.encode(Told.of(known.input_schema, known.output_schema) if known else Told()))
+        """Say what is private of a program, which whoever submits to it has to know, and whether it takes tasks."""
+        name = request.message.subject.rpartition(".")[2]
+        known = self.programs.get(name)
+        told = Told.of(known.input_schema, known.output_schema) if known else Told()
+        told.closed = self.keeper.said(name) if known else ""
+        request.respond(msgspec.json.encode(told))
 
     def _take(self, request: Request) -> None:
         try:
@@ -228,7 +250,7 @@ class _Registrar:
             try:
                 if accepted:  # also for those known before: somebody may have deleted a consumer
                     names = sorted({wanted.registration.program for wanted, _ in accepted})
-                    made = await self.ground.open_doors(list(self.programs), names)
+                    made = await self._set_doors(names)
             except LogError as error:
                 for name in fresh:
                     self.programs.pop(name, None)  # so that the next try opens the doors again

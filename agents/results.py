@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+from msgspec.structs import replace
 
 from dspex.agents.keys import key_aggregate
 from dspex.agents.owners import may_see
-from dspex.agents.vault import Vault, held_of
+from dspex.agents.vault import Vault, held_of, submission_of
 from dspex.bus.client import Client
 from dspex.bus.service import error_reply
 from dspex.bus.wire import Handler
 from dspex.core import headers as h
+from dspex.core.aggregates import FOLDS, LetterState
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Forgotten, InvalidInput, NotFound, TaskError, task_error
 from dspex.core.events import Event, Held, KeyBound, Payload, TaskForgotten
-from dspex.core.ports import Log
+from dspex.core.ports import Entry, Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -25,7 +27,7 @@ ENVELOPE = 4096
 ELSEWHERE = "303"
 """The code of a reply whose output does not fit into a message: its body says where it is."""
 
-__all__ = ["Results", "answer_of", "forgotten", "task_id_of"]
+__all__ = ["Results", "answer_of", "forgotten", "letter_state", "task_id_of"]
 
 SOON, POLL = 0.005, 2.0
 """Seconds after which a waiter reads again: soon after a hint, which comes before the log has what it announces; and
@@ -71,21 +73,28 @@ def answer_of(state: TaskState, task: str) -> tuple[bytes, dict[str, str]] | Non
     return None
 
 
+async def letter_state(log: Log, program: str, task: str) -> LetterState:
+    """What was done about a task that ended without an output. Raises LogError."""
+    entries = await log.read(aggregate("dlq", program, task))
+    state: LetterState = FOLDS["dlq"](event for each in entries for event in decode_commit(each.body, each.position))
+    return state
+
+
 class Results:
     """Finds and waits for the results of one program's tasks."""
 
     def __init__(self, client: Client, log: Log, subjects: Subjects, program: str, vault: Vault) -> None:
-        self._client, self._log, self._subjects, self._program = client, log, subjects, program
+        self._client, self.log, self._subjects, self._program = client, log, subjects, program
         self._vault = vault
 
     async def find(self, kind: str, name: str, asker: str = "") -> str:
         """The task id for an id or a key, as the account `asker` may see it. Raises NotFound."""
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
-            entry = await self._log.entry(position) if position > 0 else None
-            if entry is None and position > 0 and await self._was_erased(position):
-                return str(position)
-            if entry is None and 0 < position <= await self._log.head():
+            entry = await self.log.entry(position) if position > 0 else None
+            if entry is None and position > 0:  # its message may be gone because its input was private
+                entry = await self._kept(str(position))
+            if entry is None and 0 < position <= await self.log.head():
                 raise forgotten(self._program, name)
             if (
                 entry is None or self._subjects.door_of(entry.subject) != ("task", self._program)
@@ -93,31 +102,32 @@ class Results:
             ):  # fmt: skip
                 raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
             return str(position)
-        entry = await self._log.last(key_aggregate(self._program, name, asker))
+        entry = await self.log.last(key_aggregate(self._program, name, asker))
         if entry is None:
             raise NotFound(f"{self._program} has no task with the key {name[:80]!r}")
         bound = decode_commit(entry.body, entry.position)[0].data
         assert isinstance(bound, KeyBound)
         return bound.task
 
-    async def _was_erased(self, position: int) -> bool:
-        """Whether the message of a task is gone because its input was private and came in the open."""
-        name = aggregate("task", self._program, position)
-        return not self._subjects.tenants and await self._log.last(name) is not None
+    async def _kept(self, task: str) -> Entry | None:
+        """The submission of a task as its own events keep it."""
+        entries = await self.log.read(aggregate("task", self._program, task))
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        return submission_of(task, events, self._subjects)
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""
         return fold(await self._last(task))
 
     async def _last(self, task: str) -> list[Event]:
-        entry = await self._log.last(aggregate("task", self._program, task))
+        entry = await self.log.last(aggregate("task", self._program, task))
         return decode_commit(entry.body, entry.position) if entry else []
 
     def answer(self, state: TaskState, end: Payload, task: str) -> tuple[bytes, dict[str, str]] | None:
         """The reply of an ended task, of whose last event `end` is what the log keeps."""
         held = held_of(end)
         if held and held.blob and not held.key and held.size > self._client.max_payload - ENVELOPE:
-            return elsewhere(task, self._subjects.bucket, held)
+            return elsewhere(task, self._subjects.bucket_of(self._program), held)
         return answer_of(state, task)
 
     async def ended(self, task: str, events: list[Event], state: TaskState) -> tuple[bytes, dict[str, str]] | None:
@@ -131,10 +141,16 @@ class Results:
             return answer_of(fold(await self._vault.bring_back(events[-1:])), task)
         except TaskError as missing:
             error: TaskError = missing
-            forgetting = await self._log.last(aggregate("privacy", self._program, task))
+            forgetting = await self.log.last(aggregate("privacy", self._program, task))
             if forgetting:
                 error = said_forgotten(task, decode_commit(forgetting.body, forgetting.position)[-1])
             return error_reply(error, task)
+
+    async def _successor(self, task: str, state: TaskState) -> str:
+        """The task that was submitted in the place of one that ended without an output: its answer counts."""
+        if state.status not in ("failed", "dead", "cancelled"):
+            return ""
+        return (await letter_state(self.log, self._program, task)).successor
 
     async def wait(self, task: str, seconds: float) -> tuple[bytes, dict[str, str]]:
         """The answer of a task, waited for at most `seconds`; then code 202 with the state."""
@@ -153,11 +169,14 @@ class Results:
                     events = await self._last(task)
                     state = fold(events)
                     answer = await self.ended(task, events, state)
+                    if answer and (again := await self._successor(task, state)):
+                        state = replace(state, of=again)
+                        break
                     if answer:
                         return answer
                     if state.of:
                         break
-                    if not looked and state.status == "submitted" and await self._log.entry(int(task)) is None:
+                    if not looked and state.status == "submitted" and await self.log.entry(int(task)) is None:
                         raise forgotten(self._program, task)  # a key outlives its task
                     looked = True
                     left = until - loop.time()

@@ -152,7 +152,7 @@ class Forgetting:
         what = {"seq": entry.position, "no_erase": True}
         _refuse(await jetstream_api(self._client, f"STREAM.MSG.DELETE.{stream}", what))
         if entry.position == int(task):
-            for kind in ("task", "inbox"):
+            for kind in ("task", "inbox", "dlq"):
                 # Not past what is archived: nothing is written to a task that has ended, and if it were, it would stay.
                 pattern = self._subjects.event(aggregate(kind, program, task))
                 purge = {"filter": pattern, "seq": self._archive.position}

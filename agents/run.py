@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
+from dspex.agents.breakers import Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
 from dspex.agents.recorder import Recorder
@@ -17,11 +19,12 @@ from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Slots
 from dspex.core.effects import Scope
-from dspex.core.errors import EffectFailed, Forgotten, NotFound
+from dspex.core.errors import Forgotten, NotFound
 from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
 from dspex.core.sealing import INLINE, Guard, value_of
+from dspex.core.suspicion import Company
 
 __all__ = ["Run", "Seat"]
 
@@ -41,8 +44,10 @@ class Seat:
     loop: asyncio.AbstractEventLoop
     vault: Vault
     guard: Guard
-    seals: bool = True
-    """There is a way to the keys."""
+    breakers: Breakers | None = None
+    """The circuit breakers of the agent; None where no effect has one."""
+    timeout: float = 300.0
+    """Seconds that one attempt may take."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
 
@@ -60,7 +65,9 @@ class Run:
     reply = ""
     claimed = False
     """The log has our claim."""
-    begun = alone = False
+    begun = waiting = False
+    """It has begun; it waits for its company, and no code of its program runs."""
+    company = Company.ANY
     raised = False
     """The program raised, so its retry policy has a say."""
     settling = freed = False
@@ -102,7 +109,13 @@ class Run:
         """The event that says that this attempt has the task."""
         seat = self.seat
         values = self.values or seat.assignment
-        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code)
+        alone = self.company is Company.NONE or UNSET
+        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code, alone=alone)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that an attempt of its program may take."""
+        return self.seat.timeout
 
     def claimed_by(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads, behind the claim when the log does not have it yet."""
@@ -117,10 +130,7 @@ class Run:
         return isinstance(payload, EffectRecorded) and (payload.key in self.private or payload.name in self.private)
 
     def seal_effect(self, place: str) -> None:
-        """Have the record of an effect sealed: by its place, or all of a name. Raises EffectFailed where nothing can
-        be sealed: it is not performed then."""
-        if not self.seat.seals:
-            raise EffectFailed("it is private, and access rules give agents no way to the keys yet", name=place)
+        """Have the record of an effect sealed: by its place, or all of a name."""
         self.private |= {place}
 
     async def key(self) -> Key:
@@ -142,7 +152,9 @@ class Run:
             delivery = self.delivery
             headers = delivery.message.headers if delivery.message.has_headers else {}
             key = await self.key()
-            sealed = kept_input(key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at)
+            sealed = kept_input(
+                key, self.program, self.exposed, self.seat.guard, headers, delivery.stored_at, delivery.subject
+            )
             kept.insert(isinstance(kept[0], TaskClaimed), sealed)
         return kept
 
@@ -188,6 +200,12 @@ class Run:
     def lenient(self) -> bool:
         """Whether a record counts although the code asks for it otherwise now."""
         return self.seat.lenient
+
+    @property
+    def breakers(self) -> Breakers:
+        """What decides whether an effect with a circuit breaker is performed now."""
+        assert self.seat.breakers, "an agent has breakers"
+        return self.seat.breakers
 
     @property
     def branches(self) -> set[asyncio.Task[Any]]:

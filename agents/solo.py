@@ -54,7 +54,7 @@ async def work_alone(
 ) -> TaskState:  # fmt: skip
     """Work on a task until it has ended, and give how. `again`: somebody has begun it before, and died; `master` is the
     master key of private values. Raises NotFound, LogError, ConnectionFailed, and whatever `setup` raises."""
-    log = place.log(client, subjects)
+    log = place.log(client, subjects, program.name)
     entry = await log.entry(int(task))
     if entry is None or subjects.door_of(entry.subject) != ("task", program.name):
         raise NotFound(f"{program.name} has no task {task}")

@@ -37,7 +37,7 @@ async def _rearm(
     client: Client, log: Log, subjects: Subjects, standing: Standing, task: int, program: str
 ) -> None:
     name = str(task)
-    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects))
+    vault = Vault(NatsKeys(client, subjects), NatsObjects(client, subjects, program=program))
     waiting = Waiting(client, log, subjects, program, "", vault, Guard())
     try:
         submission = await log.entry(task)

@@ -65,9 +65,10 @@ class Sealer(Protocol):
     async def key(self) -> Key: ...
 
 
-def task_key(epoch: str, task: str) -> str:
-    """The name of a task's own key. The epoch tells it from the same position of another log."""
-    return f"{epoch}-{task}"
+def task_key(epoch: str, task: str, owner: str = "") -> str:
+    """The name of a task's own key. The epoch tells it from the same position of another log; `owner` is the program,
+    where there are access rules."""
+    return f"{owner}-{epoch}-{task}" if owner else f"{epoch}-{task}"
 
 
 def master_from(reference: str) -> bytes:
@@ -92,10 +93,14 @@ def held_of(payload: Payload) -> Held | None:
 
 
 class Vault:
-    """Keys and objects, and what goes through them. `inline` is how many bytes of a value an event may hold."""
+    """Keys and objects, and what goes through them. `inline` is how many bytes of a value an event may hold, `owner`
+    the program that names its keys after itself, where there are access rules."""
 
-    def __init__(self, keys: Keys, objects: Objects, *, inline: int = INLINE, master: bytes = b"") -> None:
+    def __init__(
+        self, keys: Keys, objects: Objects, *, inline: int = INLINE, master: bytes = b"", owner: str = ""
+    ) -> None:
         self.keys, self.objects, self._inline, self._master = keys, objects, inline, master
+        self._owner = owner
 
     # -- keys
 
@@ -124,7 +129,7 @@ class Vault:
     async def sealed_message(self, program: str, body: bytes, guard: Guard) -> tuple[bytes, dict[str, str]]:
         """A body that came for a private program, as it is stored: sealed with a key of its own, which is kept first.
         What goes into its headers names the key."""
-        name = f"s{secrets.token_hex(16)}"
+        name = f"{self._owner}-s{secrets.token_hex(16)}" if self._owner else f"s{secrets.token_hex(16)}"
         key = Key(name, await self.make(name))
         value, held = sealed_input(key, program, body, guard)
         return sealed_body(value, held.sealed), {h.SEALED: name}
@@ -135,7 +140,7 @@ class Vault:
         name = h.sealed(headers)
         if name is not None:
             return Key(name, await self.find(name))
-        name = task_key(epoch, task)
+        name = task_key(epoch, task, self._owner)
         return Key(name, await self.make(name))
 
     # -- into events
@@ -226,11 +231,14 @@ def sealed_signal(key: Key, program: str, body: bytes) -> bytes:
 
 
 def kept_input(
-    key: Key, program: str, body: bytes, guard: Guard, headers: Mapping[str, str], stored: float
+    key: Key, program: str, body: bytes, guard: Guard, headers: Mapping[str, str], stored: float, subject: str = ""
 ) -> InputSealed:
-    """A private input that came in the open, as the task's own events keep it."""
+    """A private input that came in the open, as the task's own events keep it; and whose it is, when `subject` says."""
     value, held = sealed_input(key, program, body, guard)
-    return InputSealed(input=value, held=held, stored=stored, headers=dict(headers))
+    kept = {name: value for name, value in headers.items() if name.lower() != h.SUBJECT.lower()}
+    if subject.count(".") > 2:
+        kept[h.SUBJECT] = subject
+    return InputSealed(input=value, held=held, stored=stored, headers=kept)
 
 
 def submission_of(task: str, events: Iterable[Event], subjects: Subjects) -> Entry | None:
@@ -239,7 +247,7 @@ def submission_of(task: str, events: Iterable[Event], subjects: Subjects) -> Ent
         if isinstance(event.data, InputSealed):
             kept = event.data
             body = sealed_body(kept.input, kept.held.sealed)
-            subject = subjects.door("task", event.aggregate.split(".")[1])
             headers = {**kept.headers, h.SEALED: kept.held.key}
+            subject = headers.pop(h.SUBJECT, "") or subjects.door("task", event.aggregate.split(".")[1])
             return Entry(position=int(task), time=kept.stored, subject=subject, body=body, headers=headers)
     return None

@@ -147,7 +147,9 @@ class VeiledLog:
         task = str(entry.position) if kind == "task" else task_in(entry.body)
         if not task:
             return Key("forgotten", secrets.token_bytes(32))
-        name = task_key(self.beneath.epoch, task)
+        door = self._subjects.door_of(entry.subject)
+        owner = door[1] if door and self._subjects.tenants else ""
+        name = task_key(self.beneath.epoch, task, owner)
         try:
             return Key(name, await self._vault.make(name))
         except Forgotten:

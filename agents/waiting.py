@@ -19,12 +19,11 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from dspex.agents.cancelling import CANCEL, Cancelling
-from dspex.agents.guards import can_erase
+from dspex.agents.guards import can_erase, erase_entry
 from dspex.agents.journal import events_for, head_of
 from dspex.agents.owners import same_tenant
 from dspex.agents.vault import Key, Vault, kept_input
 from dspex.bus.client import Client
-from dspex.bus.objects import erase_message
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core import headers as h
@@ -125,7 +124,7 @@ class Waiting:
         if state.ended:
             if self._guard.private and not h.sealed(entry.headers) and can_erase(self._log):
                 # Whoever ended it died before it was erased.
-                await erase_message(self._client, self._subjects.stream, entry.position)
+                await erase_entry(self._log, self._client, self._subjects, entry.position)
             return None
         foreign = entry.headers.get(h.CODE, code) != code
         if wake.delivered == 1 and state.status != "sleeping" and not foreign:
@@ -175,7 +174,7 @@ class Waiting:
     async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
-        if entry and known and not self._may_tell(delivery.message.subject, entry.subject):
+        if entry and known and not self._may_tell(delivery.subject, entry.subject):
             logger.warning("a signal to task %s is not from whoever submitted it: position %d", task, delivery.position)
             known = False
         if len(delivery.message.data) > self._client.max_payload - ENVELOPE:
@@ -185,7 +184,7 @@ class Waiting:
             kept = await self._kept_input(entry, task)
             await self._cancelling.cancel(entry, body.get("value"), by=by, cause=delivery.position, kept=kept)
             if kept and can_erase(self._log):  # a task that sleeps is not delivered again, so nobody else will
-                await erase_message(self._client, self._subjects.stream, entry.position)
+                await erase_entry(self._log, self._client, self._subjects, entry.position)
         elif entry is not None and known and isinstance(name, str):
             state = await self.state(task)
             if not state.ended:
@@ -202,7 +201,7 @@ class Waiting:
             logger.info("a signal to %s names no task of it: position %d", self._program, delivery.position)
         sent = delivery.message.headers if delivery.message.has_headers else {}
         if self._guard.private and not h.sealed(sent) and can_erase(self._log):  # the inbox has it sealed
-            await erase_message(self._client, self._subjects.stream, delivery.position)
+            await erase_entry(self._log, self._client, self._subjects, delivery.position)
         self._client.respond(delivery.message, ACK)
 
     def _may_tell(self, signal: str, submission: str) -> bool:
@@ -229,7 +228,8 @@ class Waiting:
         if not self._guard.private or h.sealed(entry.headers):
             return None
         sealer = _Signals(self._guard, self._vault, entry.headers, self._log.epoch, task)
-        return kept_input(await sealer.key(), self._program, entry.body, self._guard, entry.headers, entry.time)
+        key = await sealer.key()
+        return kept_input(key, self._program, entry.body, self._guard, entry.headers, entry.time, entry.subject)
 
     async def _file(self, task: str, signal: SignalReceived) -> None:
         """Append to the inbox, once however often the signal is delivered."""

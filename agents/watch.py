@@ -133,7 +133,7 @@ class Watch:
             Doors(worker, self._client, worker.subjects, self._stand_in, results, assignments)
 
     def _log(self, client: Client) -> Log:
-        return self._worker.place.log(client, self._worker.subjects, patience=5.0)
+        return self._worker.place.log(client, self._worker.subjects, self._worker.name, patience=5.0)
 
     def _say_blocked(self, seconds: float) -> None:
         now = time.monotonic()

@@ -15,10 +15,13 @@ from typing import Any
 
 from dspex.agents.assignments import Assignments
 from dspex.agents.attempts import Attempts
+from dspex.agents.backpressure import Backlog
+from dspex.agents.breakers import MAX_ABANDONED, Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
+from dspex.agents.isolation import Isolation
 from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
@@ -47,9 +50,8 @@ __all__ = ["MAX_OUTPUT", "Worker"]
 logger = logging.getLogger("dspex.agents")
 
 MAX_OUTPUT = 63 << 20
-"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too."""
-SECURED_OUTPUT = 1 << 20
-"""The same under access rules, which give agents no object store yet."""
+"""The most bytes that an output or the result of an effect may have; a private output must fit into a message, too, and
+under access rules every output."""
 SWEEP = 0.05
 """Seconds between two looks for runs that are past their time."""
 MAX_COMMITS = 1024
@@ -71,6 +73,8 @@ class Worker:
 
     `place` is where its tasks are. Those up to its position `restored` came from an archive, and those stored before
     its `since` are older than the consumer that delivers them: that they are delivered for the first time says nothing.
+    `max_queue` stands for the program's own, when it is given.
+
     `on_worn` is called when there are runs that cannot be stopped and the process should be replaced: as soon as
     nothing else runs, or when they have piled up.
     """
@@ -78,6 +82,7 @@ class Worker:
     def __init__(
         self, program: Program, *, agent: str, code: str, client: Client, log: Log, subjects: Subjects,
         on_worn: Callable[[str], None], place: Registered, master: bytes = b"",
+        max_queue: int | None = None,
     ) -> None:  # fmt: skip
         self.program, self.agent, self.code = program, agent, code
         self.name = program.name
@@ -96,31 +101,40 @@ class Worker:
         self._slots = program.slots()
         self.waiting = Waiting(client, log, subjects, self.name, self.source, self.vault, self.guard)
         self.calls = Calls(client, subjects)
+        self.breakers = Breakers(client, log, subjects, self.name, agent)
         self._pullers: list[Puller] = []
+        queue = program.max_queue if max_queue is None else max_queue
+        self.backlog = Backlog(
+            client, (place.stream, place.consumer), self.name, queue,
+            lambda: bool(self._pullers) and self._pullers[0].hungry,
+        )  # fmt: skip
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._side: set[asyncio.Task[None]] = set()
         self.endings = Endings(client, log, subjects, self.results, self.waiting, self._spawn)
-        # An account of its own has no way to the object store.
-        most = SECURED_OUTPUT if client.identity.account else MAX_OUTPUT
-        limit = min(most, client.max_payload - ENVELOPE) if self.guard.private or client.identity.account else most
+        # What is private cannot be fetched from the object store; under access rules no client can fetch anything.
+        in_reply = self.guard.private or subjects.tenants
+        limit = min(MAX_OUTPUT, client.max_payload - ENVELOPE) if in_reply else MAX_OUTPUT
         self.assignments = Assignments(program, log, subjects, self.source)
+        self.isolation = Isolation(self._slots, self.running, self._hold, lambda: self.stuck > 0)
         self._attempts = Attempts(
             program, code=code, source=self.source, place=place, client=client, log=log, subjects=subjects,
             guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
             assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
-            cancelled=self._cancelled, done=self._free_slot,
+            cancelled=self._cancelled, done=self._free_slot, isolation=self.isolation,
         )  # fmt: skip
         self._seat = Seat(
-            agent, self.assignment, code, self.source, log, self.waiting, self.calls, most, self._loop,
-            self.vault, self.guard, seals=not client.identity.account, lenient=program.on_change == "finish",
+            agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
+            self.vault, self.guard, breakers=self.breakers, timeout=program.timeout,
+            lenient=program.on_change == "finish",
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
         """Keys and objects over a connection."""
-        inline = SECURED_OUTPUT if client.identity.account else min(INLINE, client.max_payload // 4)
-        keys, objects = NatsKeys(client, self.subjects), NatsObjects(client, self.subjects)
-        return Vault(keys, objects, inline=inline, master=self._master)
+        subjects, owner = self.subjects, self.name if self.subjects.tenants else ""
+        keys, objects = NatsKeys(client, subjects), NatsObjects(client, subjects, program=self.name)
+        inline = min(INLINE, client.max_payload // 4)
+        return Vault(keys, objects, inline=inline, master=self._master, owner=owner)
 
     # -- life
 
@@ -133,7 +147,12 @@ class Worker:
         """Take tasks, and beside them a few sleeping tasks and signals. `on_missing`: a consumer is gone."""
         self.keep_time()
         stream, kind, few = self.place.stream, self.place.delivery, max(1, self._slots // 4)
-        tasks = Puller(self.client, stream, self.place.consumer, self._slots, lambda it: self.take(it, tasks), kind)
+
+        def take(delivery: Delivery) -> None:
+            self.backlog.seen(delivery)
+            self.take(delivery, tasks)
+
+        tasks = Puller(self.client, stream, self.place.consumer, self._slots, take, kind)
         wakes = Puller(
             self.client, self.subjects.timers(self.name), consumer_name(self.name, "wake"), few,
             lambda it: self._spawn(self._wake(it, wakes), bounded=False),
@@ -148,10 +167,24 @@ class Worker:
             puller.on_missing = on_missing
             puller.start()
 
+    def _hold(self, still: bool) -> None:
+        """Take no tasks for a while, or again: somebody has to be alone."""
+        for puller in self._pullers[:2]:
+            if still:
+                puller.pause()
+            else:
+                puller.resume()
+
     async def drain(self, patience: Patience) -> None:
         """Take no more, let what runs end while there is patience, hand back the rest."""
         for puller in self._pullers:
             puller.stop()
+        for run in [run for run in self.running.values() if run.waiting]:
+            run.abandoned = True
+            self.client.acknowledge(run.delivery.message, NAK)
+            if run.task:
+                run.task.cancel()
+            self._forget(run)
         tasks = [run.task for run in self.running.values() if run.task]
         await patience.wait(tasks)
         await self._write_down()
@@ -300,6 +333,8 @@ class Worker:
                 self._expire(run)
             if self.stuck and (not self.running or self.stuck >= self._slots):
                 self._on_worn(f"{self.stuck} runs go on although they are over, and cannot be stopped")
+            if self.breakers.abandoned >= MAX_ABANDONED:
+                self._on_worn(f"{self.breakers.abandoned} effects go on although their time is over")
 
     def _expire(self, run: Run) -> None:
         self._abandon(run)

@@ -110,7 +110,9 @@ class Client:
         stop.cancel()
         if connecting.done():
             return connecting.result()
-        connecting.cancel()
+        while not connecting.done():  # `asyncio.wait_for` may lose a cancellation that comes with an answer
+            connecting.cancel()
+            await asyncio.wait({connecting}, timeout=0.1)
         return None
 
     def _be(self, credentials: str | None) -> None:

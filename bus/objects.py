@@ -22,7 +22,7 @@ from dspex.core.headers import EXPECTED
 from dspex.core.ports import MAX_OBJECT, Connection, Kept, KeyChange, Message
 from dspex.core.subjects import Subjects, valid_token
 
-__all__ = ["CHUNK", "NatsKeys", "NatsObjects", "erase_message"]
+__all__ = ["CHUNK", "NatsKeys", "NatsObjects", "ensure_aside", "erase_message"]
 
 CHUNK = 128 << 10
 """Bytes of an object in one message."""
@@ -38,10 +38,10 @@ UNPROVEN = {10071, 10158, 10164}
 
 
 class NatsObjects:
-    """The `Objects` port in the bucket that `subjects` names; `replicas` is how many copies are wanted."""
+    """The `Objects` port in the bucket of a program; `replicas` is how many copies are wanted."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, replicas: int = 3) -> None:
-        self._connection, self.bucket, self._replicas = connection, subjects.bucket, replicas
+    def __init__(self, connection: Connection, subjects: Subjects, replicas: int = 3, *, program: str = "") -> None:
+        self._connection, self.bucket, self._replicas = connection, subjects.bucket_of(program), replicas
         self._stream = f"OBJ_{self.bucket}"
 
     async def put(self, data: bytes) -> str:
@@ -173,7 +173,6 @@ class NatsKeys:
 
     def __init__(self, connection: Connection, subjects: Subjects, replicas: int = 3) -> None:
         self._connection, self._subjects, self._replicas = connection, subjects, replicas
-        self._stream = subjects.key_stream
 
     async def create(self, name: str, key: bytes | None = None) -> bytes:
         if not valid_token(name):
@@ -202,18 +201,18 @@ class NatsKeys:
                 break
         had = False
         subject = self._subjects.key(name)
-        while message := await _message(self._connection, self._stream, {"seq": 1, "next_by_subj": subject}):
+        while message := await _message(self._connection, self._stream(name), {"seq": 1, "next_by_subj": subject}):
             if _key_in(message) is None:
                 break
-            await erase_message(self._connection, self._stream, message["seq"])
+            await erase_message(self._connection, self._stream(name), message["seq"])
             had = True
         return had
 
-    async def changes(self, after: int, limit: int = 1000) -> list[KeyChange]:
+    async def changes(self, after: int, limit: int = 1000, program: str = "") -> list[KeyChange]:
         found: list[KeyChange] = []
-        every = self._subjects.key(">")
+        every, stream = self._subjects.keys(program), self._subjects.key_stream_of(program)
         while len(found) < limit:
-            message = await _message(self._connection, self._stream, {"seq": after + 1, "next_by_subj": every})
+            message = await _message(self._connection, stream, {"seq": after + 1, "next_by_subj": every})
             if message is None:
                 break
             after = message["seq"]
@@ -221,7 +220,10 @@ class NatsKeys:
         return found
 
     async def _newest(self, name: str) -> dict[str, Any] | None:
-        return await _message(self._connection, self._stream, {"last_by_subj": self._subjects.key(name)})
+        return await _message(self._connection, self._stream(name), {"last_by_subj": self._subjects.key(name)})
+
+    def _stream(self, name: str) -> str:
+        return self._subjects.key_stream_of(self._subjects.owner(name))
 
     async def _append(self, name: str, what: object, last: int) -> bool:
         """Whether it was stored, behind a message of that number and no other."""
@@ -230,7 +232,8 @@ class NatsKeys:
             try:
                 reply = await self._connection.call(subject, body, headers={EXPECTED: str(last)})
                 if reply.status == 503:
-                    await ensure_stream(self._connection, _key_stream(self._subjects, self._replicas))
+                    if not self._subjects.tenants:  # there the registrar has made it, or nobody may
+                        await ensure_stream(self._connection, _key_stream(self._subjects, self._replicas))
                     await _pause(attempt - 1)
                     continue
                 answer = msgspec.json.decode(reply.data)
@@ -246,6 +249,13 @@ class NatsKeys:
             except (ConnectionFailed, TimeoutError):
                 await _pause(attempt)
         raise LogError(f"the keys' stream did not take {name}")
+
+
+async def ensure_aside(connection: Connection, subjects: Subjects, program: str, replicas: int = 3) -> None:
+    """Make what a program keeps beside the log, unless it is there: its agents may not, where there are access rules.
+    Raises LogError."""
+    await ensure_stream(connection, _key_stream(subjects, replicas, program))
+    await ensure_stream(connection, _bucket(subjects.bucket_of(program), replicas))
 
 
 async def erase_message(connection: Connection, stream: str, position: int) -> None:
@@ -268,10 +278,10 @@ def _bucket(bucket: str, replicas: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _key_stream(subjects: Subjects, replicas: int) -> dict[str, Any]:
+def _key_stream(subjects: Subjects, replicas: int, program: str = "") -> dict[str, Any]:
     return {
-        "name": subjects.key_stream, "description": "dspex: keys of private values; never archived",
-        "subjects": [subjects.key(">")], "retention": "limits", "storage": "file", "num_replicas": replicas,
+        "name": subjects.key_stream_of(program), "description": "dspex: keys of private values; never archived",
+        "subjects": [subjects.keys(program)], "retention": "limits", "storage": "file", "num_replicas": replicas,
         "max_msgs": -1, "max_bytes": -1, "max_age": 0, "discard": "new", "allow_direct": False,
         "allow_rollup_hdrs": False, "deny_delete": False, "duplicate_window": 100_000_000,
     }  # fmt: skip

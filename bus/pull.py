@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dspex.bus.client import Client, Message
 from dspex.core.errors import ConnectionFailed
-from dspex.core.headers import KNOWN, TASK, TIME
+from dspex.core.headers import KNOWN, SUBJECT, TASK, TIME
 from dspex.core.ports import Subscription
 
 __all__ = ["Delivery", "Puller", "Queued", "Slots"]
@@ -26,9 +26,10 @@ ACK, IN_PROGRESS, NAK, NEVER = b"+ACK", b"+WPI", b"-NAK", b"+TERM"
 
 class Delivery:
     """A task message as a consumer delivered it. `position` is where it stands in the stream, `stored_at` when it
-    got there (seconds since the epoch), `delivered` how often it has been delivered."""
+    got there (seconds since the epoch), `delivered` how often it has been delivered. `sequence` counts all deliveries
+    of the consumer, and `pending` is how many messages wait behind this one."""
 
-    __slots__ = ("_time", "delivered", "message", "position")
+    __slots__ = ("_time", "delivered", "message", "pending", "position", "sequence")
 
     def __init__(self, message: Message) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.<consumer seq>.<time>.<pending>, newer: 2 tokens more
@@ -37,11 +38,18 @@ class Delivery:
         self.message = message
         self.delivered = int(tokens[start])
         self.position = int(tokens[start + 1])
+        self.sequence = int(tokens[start + 2])
         self._time = tokens[start + 3]
+        self.pending = int(tokens[start + 4])
 
     @property
     def stored_at(self) -> float:
         return int(self._time) // 1000 / 1e6  # as an entry of the log says it
+
+    @property
+    def subject(self) -> str:
+        """Where it stands in the log, with its tenant."""
+        return self.message.subject
 
 
 class Queued(Delivery):
@@ -59,6 +67,10 @@ class Queued(Delivery):
     @property
     def stored_at(self) -> float:
         return int(self._time) / 1e6
+
+    @property
+    def subject(self) -> str:
+        return self.message.headers.get(SUBJECT, "")
 
 
 class Slots(Protocol):
@@ -89,7 +101,7 @@ class Puller:
         self._held = 0
         self._asked = 0
         self._horizon = 0.0
-        self._running = self._begun = False
+        self._running = self._begun = self._paused = False
         self.since = 0.0
         """What was stored before this time (seconds since the epoch) may have been delivered by a consumer that was
         deleted and made again: that it comes for the first time says nothing."""
@@ -101,6 +113,11 @@ class Puller:
     @property
     def held(self) -> int:
         return self._held
+
+    @property
+    def hungry(self) -> bool:
+        """Whether we have asked for something that has not come."""
+        return self._asked > 0
 
     def start(self) -> None:
         self._running = True
@@ -118,6 +135,20 @@ class Puller:
             if self._subscription:
                 self._subscription.close()
 
+    def pause(self) -> None:
+        """Ask for no more until `resume`. What is under way already is delivered again, here or elsewhere."""
+        self._paused = True
+        if self._subscription:
+            self._subscription.close()
+            self._subscription = None
+        self._asked = 0
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._paused = False
+        if self._running:
+            self._begin()
+
     def release(self) -> None:
         """One delivery is done with."""
         self._held -= 1
@@ -126,6 +157,8 @@ class Puller:
 
     def _begin(self) -> None:
         """Begin anew with another inbox: pulls made through the old one can deliver nothing any more."""
+        if self._paused:
+            return
         if self._begun:
             self.since = time.time() + SKEW
         self._begun = True

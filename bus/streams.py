@@ -6,6 +6,7 @@ states its consumer limit: each of these loses or forges acknowledged messages i
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections.abc import Collection, Iterable
@@ -16,13 +17,14 @@ from typing import Any
 import msgspec
 
 from dspex.core.errors import ConfigurationError, LogCorrupt, LogError
-from dspex.core.ports import Connection
-from dspex.core.subjects import Subjects
+from dspex.core.ports import Connection, Message
+from dspex.core.subjects import STORED_DOORS, Subjects
 
 __all__ = [
     "ACK_WAIT", "EPOCH", "RESTORED", "Known", "consumer_name", "ensure_consumers", "ensure_log", "ensure_queue",
-    "has_stream", "jetstream_api", "lease_stream", "log_stream", "queue_stream", "restored_to", "set_doors",
-    "shorten_memory", "split_timers", "task_consumer", "timer_stream",
+    "has_stream", "jetstream_api", "lease_stream", "log_bytes", "log_stream", "queue_stream", "restored_to",
+    "set_doors", "shorten_memory", "split_timers", "storage_left", "stream_names", "task_consumer", "tasks_at",
+    "timer_stream",
 ]  # fmt: skip
 
 ACK_WAIT = 0.75
@@ -40,14 +42,24 @@ MAX_QUEUED_BYTES = 256 << 20
 """Bounds of a log process's queue; what does not fit waits in the log."""
 LEAST_MEMORY = 100_000_000
 """Nanoseconds for which JetStream remembers message ids at least."""
+ASK_AGAIN = 0.5
+"""Seconds until what only reads is asked again; then twice as long, and so on."""
+_READS = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.INFO.")
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
 
 
-def log_stream(subjects: Subjects, programs: Iterable[str], replicas: int = 1) -> dict[str, Any]:
-    """The log's stream: all events, and the stored doors of every registered program."""
-    doors = [door for program in sorted(programs) for door in subjects.doors(program)]
+def log_stream(
+    subjects: Subjects, programs: Iterable[str], replicas: int = 1, shut: Collection[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """The log's stream: all events, and the stored doors of every registered program but those that are `shut`, pairs
+    of door and program."""
+    doors = [
+        subject
+        for program in sorted(programs) for door in STORED_DOORS if (door, program) not in shut
+        for subject in subjects.filters(door, program)
+    ]  # fmt: skip
     return {
         "name": subjects.stream,
         "description": "dspex: every event, and the doors of every registered program",
@@ -194,16 +206,37 @@ async def shorten_memory(connection: Connection, subjects: Subjects) -> None:
 async def jetstream_api(
     connection: Connection, verb: str, body: object = None, timeout: float = 10.0
 ) -> dict[str, Any]:
-    """One call of the JetStream API. The reply's `error` is left for the caller; LogError when nobody answers."""
+    """One call of the JetStream API. The reply's `error` is left for the caller; LogError when nobody answers.
+
+    A cluster never answers what it was asked while it had no leader, so what only reads is asked again and again.
+    """
     data = b"" if body is None else msgspec.json.encode(body)
     try:
-        reply = await connection.request(f"$JS.API.{verb}", data, timeout=timeout)
+        if verb.startswith(_READS):
+            reply = await _asked(connection, f"$JS.API.{verb}", data, timeout)
+        else:
+            reply = await connection.request(f"$JS.API.{verb}", data, timeout=timeout)
     except TimeoutError:
         raise LogError(f"JetStream did not answer {verb} within {timeout:.0f} s") from None
     if reply.status == 503:
         raise LogError("the server has no JetStream; start nats-server with -js, or use `dspex up` without --nats")
     answer: dict[str, Any] = msgspec.json.decode(reply.data)
     return answer
+
+
+async def _asked(connection: Connection, subject: str, data: bytes, timeout: float) -> Message:
+    """Ask, less and less often, until one of the questions is answered. Raises TimeoutError, ConnectionFailed."""
+    loop = asyncio.get_running_loop()
+    deadline, wait = loop.time() + timeout, ASK_AGAIN
+    asked: set[asyncio.Future[Message]] = set()
+    while (left := deadline - loop.time()) > 0:
+        asked.add(asyncio.ensure_future(connection.call(subject, data)))
+        answered, asked = await asyncio.wait(asked, timeout=min(wait, left), return_when=asyncio.FIRST_COMPLETED)
+        for each in answered:
+            if not isinstance(each.exception(), TimeoutError):
+                return each.result()
+        wait *= 2
+    raise TimeoutError(f"{subject} is not answered")
 
 
 @dataclass(frozen=True)
@@ -273,6 +306,18 @@ async def has_stream(connection: Connection, name: str) -> bool:
     return True
 
 
+async def stream_names(connection: Connection, subject: str) -> list[str]:
+    """The streams that hold something under a subject."""
+    found: list[str] = []
+    while True:
+        answer = await jetstream_api(connection, "STREAM.NAMES", {"subject": subject, "offset": len(found)})
+        _refuse(answer, "the names of its streams")
+        names = answer.get("streams") or []
+        found += names
+        if not names or len(found) >= int(answer.get("total", 0)):
+            return found
+
+
 async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream unless one of that name is there."""
     answer = await _create(connection, config)
@@ -295,17 +340,40 @@ async def restored_to(connection: Connection, subjects: Subjects) -> int:
     return int(info["config"].get("metadata", {}).get(RESTORED, 0))
 
 
-async def set_doors(connection: Connection, subjects: Subjects, programs: Iterable[str]) -> None:
-    """Bring the stream's subjects to the events and the doors of exactly these programs."""
+async def set_doors(
+    connection: Connection, subjects: Subjects, programs: Iterable[str], shut: Collection[tuple[str, str]] = ()
+) -> None:
+    """Bring the stream's subjects to the events and the doors of exactly these programs, but those that are `shut`."""
     info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
     _refuse(info, f"the stream {subjects.stream}")
     config = info["config"]
-    wanted = log_stream(subjects, programs)["subjects"]
+    wanted = log_stream(subjects, programs, shut=shut)["subjects"]
     if sorted(config["subjects"]) != sorted(wanted):
         answer = await jetstream_api(
             connection, f"STREAM.UPDATE.{subjects.stream}", config | {"subjects": wanted}, timeout=30
         )
         _refuse(answer, "the programs' doors")
+
+
+async def log_bytes(connection: Connection, subjects: Subjects) -> int:
+    """How many bytes the log's stream has."""
+    info = await jetstream_api(connection, f"STREAM.INFO.{subjects.stream}")
+    _refuse(info, f"the stream {subjects.stream}")
+    return int(info["state"]["bytes"])
+
+
+async def storage_left(connection: Connection) -> int | None:
+    """Bytes that the account may still store; None when it has no bound."""
+    info = await jetstream_api(connection, "INFO")
+    _refuse(info, "to say how much is stored")
+    most = int(info["limits"]["max_storage"])
+    return None if most < 0 else max(0, most - int(info["storage"]))
+
+
+async def tasks_at(connection: Connection, subjects: Subjects, program: str) -> int:
+    """How many tasks of a program wait in the log's stream or run."""
+    info = await jetstream_api(connection, f"CONSUMER.INFO.{subjects.stream}.{consumer_name(program)}")
+    return 0 if "error" in info else int(info["num_pending"]) + int(info["num_ack_pending"])
 
 
 async def ensure_consumers(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
 from dspex.agents.calls import fetched
-from dspex.agents.guards import Guards
+from dspex.agents.guards import CLOSED_FOR, Guards
 from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.access import Role, account_of
 from dspex.core.codec import decode_page
-from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
+from dspex.core.errors import ConfigurationError, ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.events import Event
 from dspex.core.subjects import Subjects, valid_token
 
@@ -29,6 +32,9 @@ FORGET_WAIT = 60.0
 """Seconds for the archivist to forget a task."""
 AWAY = 0.2
 """Seconds between questions while nobody is there to answer."""
+
+JITTER = 0.25
+"""Up to so much longer than it was told to, a caller waits."""
 
 GATHER = 0.25
 """Seconds without another answer after which discovery is taken as complete."""
@@ -44,6 +50,7 @@ class Caller:
     def __init__(self, client: Client, prefix: str = "dspex") -> None:
         self.client, self.subjects = client, Subjects(prefix)
         self._guards = Guards(client, self.subjects)
+        self._keeper: Client | None = None
 
     @classmethod
     async def connect(
@@ -53,7 +60,25 @@ class Caller:
         return cls(await Client.connect(url, name="dspex caller", wait=wait, credentials=credentials), prefix)
 
     async def close(self) -> None:
+        if self._keeper:
+            await self._keeper.close()
         await self.client.close()
+
+    async def keeper(self) -> tuple[Client, Subjects]:
+        """A connection that keys and large values are read with, and its names: our own, or, on a system with access
+        rules, that of its archivist, whose identity stands beside the console's. Raises ConfigurationError."""
+        own = self.client.identity
+        if not own.secured:
+            return self.client, self.subjects
+        context = Path(self.client.credentials or "").with_name(f"{Role.ARCHIVIST}.json")
+        if self._keeper is None:
+            if account_of(Role.CONSOLE) != own.account or not context.is_file():
+                raise ConfigurationError(
+                    f"private and large values are read by those who have the data folder's own identities: {context} "
+                    "is not there"
+                )
+            self._keeper = await Client.connect(self.client.url, name="dspex keeper", credentials=str(context))
+        return self._keeper, Subjects(self.subjects.prefix, tenants=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,16 +88,33 @@ class Caller:
 
     async def ask(
         self, program: str, body: bytes, *, timeout: float = 60.0, key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None, retries: int | None = 0,
     ) -> tuple[bytes, str]:  # fmt: skip
         """Run and wait: the output's bytes and the task's id.
+
+        `retries` is how often to ask again, within `timeout`, when it was refused for now (429, 503 with a time to try
+        again) and so nothing was stored; None is as often as time allows.
 
         An answer that does not come says nothing about the task. With a `key` the same ask may be sent again, and
         `result` finds the task by it; the key costs one more commit.
         """
         fields = dict(headers or {}) if key is None else {**(headers or {}), h.KEY: key}
-        reply = await self._request(self._door("ask", program), body, timeout, fields or None)
-        return await self._output(reply), reply.headers.get(h.TASK, "")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while True:
+            try:
+                left = max(0.001, until - loop.time())
+                reply = await self._request(self._door("ask", program), body, left, fields or None)
+                return await self._output(reply), reply.headers.get(h.TASK, "")
+            except TaskError as error:
+                # With a task's id it is how that task ended, and not for us to repeat.
+                if error.retry_after is None or error.task is not None or retries == 0:
+                    raise
+                wait = max(error.retry_after, AWAY) * (1 + JITTER * random.random())  # so that not all come at once
+                if loop.time() + wait >= until:
+                    raise
+                retries = None if retries is None else retries - 1
+            await asyncio.sleep(wait)
 
     async def head(self) -> int:
         """The position of the newest entry of the log."""
@@ -125,7 +167,9 @@ class Caller:
                 )
                 return await self._output(reply), reply.headers.get(h.TASK, task)
             except (TaskError, ConnectionFailed) as error:
-                again = isinstance(error, (ConnectionFailed, Unavailable)) or error.type == "NoAnswer"
+                # With a task, 503 is how that task ended; without, nobody could say.
+                away = isinstance(error, Unavailable) and error.task is None
+                again = isinstance(error, ConnectionFailed) or away or error.type == "NoAnswer"
                 if loop.time() >= until or not (again or error.code == 202):  # type: ignore[union-attr]
                     raise
                 if again:
@@ -142,6 +186,31 @@ class Caller:
         """Tell a task something; returns the signal's position in the log."""
         body = {"task": int(task) if task.isdecimal() else task, "name": name, "value": value}
         return await self._store("signal", program, msgspec.json.encode(body), {})
+
+    async def retry(
+        self, task: str, *, program: str = "", clean: bool = False, values: Mapping[str, Any] | None = None,
+        actor: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Submit a task that ended without an output again: `{"program", "task", "retried", "fresh"}`, `retried` being
+        the new task. Without its `program` the log is asked for that.
+
+        Raises Conflict for a task that is under way or has its output, NotFound, InvalidInput, Unavailable.
+        """
+        body = {"task": task, "clean": clean, "set": dict(values or {}), "actor": actor}
+        return await self._letter("retry", program or await self.program_of(task), body)
+
+    async def drop(self, task: str, why: str, *, program: str = "", actor: str = "") -> dict[str, Any]:
+        """Have nothing more done about a task that ended without an output: `{"program", "task", "dropped", "fresh"}`.
+        Raises as `retry` does."""
+        body = {"task": task, "why": why, "actor": actor}
+        return await self._letter("drop", program or await self.program_of(task), body)
+
+    async def _letter(self, verb: str, program: str, body: dict[str, Any]) -> dict[str, Any]:
+        if not valid_token(program):
+            raise NotFound(f"{program[:80]!r} is no program's name")
+        subject = self.subjects.dlq(program, verb)
+        reply = await self._request(subject, msgspec.json.encode(body), SUBMIT_WAIT, None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:
         """Have what a task holds forgotten, for good: `{"task", "program", "keys", "objects", "later"}`.
@@ -300,6 +369,24 @@ class Caller:
         order = {"root": 0, "server": 1, "supervisor": 2, "registrar": 3, "log": 3, "archivist": 4}
         return sorted(found.values(), key=lambda p: (order.get(p.get("role") or "", 5), p["agent"]))
 
+    async def breakers(self) -> list[dict[str, Any]]:
+        """The circuit breakers that agents have asked since they started, as whoever knows most of each has it."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for answer in await self.gather():
+            data = answer.get("data") or {}
+            for breaker in data.get("breakers", ()):
+                place = data["program"], breaker["effect"]
+                rank = breaker["version"], breaker["calls"]
+                if place not in found or (found[place]["version"], found[place]["calls"]) < rank:
+                    found[place] = {"program": data["program"], **breaker}
+        return [found[place] for place in sorted(found)]
+
+    async def reset_breaker(self, program: str, effect: str, *, who: str = "") -> dict[str, Any]:
+        """Close a circuit breaker by hand: `{"program", "effect", "before", "state", "version"}`."""
+        door, body = self.subjects.breakers(program, "reset"), msgspec.json.encode({"effect": effect})
+        reply = await self._request(door, body, 10.0, {h.ACTOR: who} if who else None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     # -- inside
 
     def _door(self, door: str, program: str) -> str:
@@ -336,6 +423,9 @@ class Caller:
                 f"the log did not confirm on {subject}; it may or may not have it: try again with a key"
             ) from None
         if reply.status == 503:
+            told = await self._guards.told(program)
+            if told and told.closed:
+                raise Unavailable(told.closed, retry_after=CLOSED_FOR)
             if (await self.client.request(self.subjects.log("head"), b"")).status == 503:
                 raise Unavailable(f"the log does not answer on {subject} now; try again")
             raise NotFound(f"there is no program {program}; `dspex ps` shows what runs")

@@ -48,7 +48,7 @@ async def export(
     entries = [_entry(position, shown, subjects) for position, shown in sorted(found.items())]
     count = import_entries(path, [entry for entry in entries if entry], epoch="")
     events = [to_event(event) for shown in found.values() for event in shown if event["aggregate"]]
-    await carry(events, source.vault, Path(path), keys=keys)
+    await carry(events, source, Path(path), keys=keys)
     return count
 
 

@@ -192,7 +192,7 @@ async def worked_on(
         if made.assignment and instance.assignment.hash != made.assignment:
             from dspex.agents.assignments import Assignments
 
-            known = Assignments(instance, place.log(client, subjects), subjects, "/fork")
+            known = Assignments(instance, place.log(client, subjects, program.name), subjects, "/fork")
             instance = program(assignment=await known.find(made.assignment))
         return await work_alone(
             made.task, instance, code=made.code, client=client, place=place, subjects=subjects, again=again,
@@ -237,7 +237,8 @@ async def _record(caller: Caller, instance: Program, why: str) -> None:
     from dspex.agents.assignments import Assignments
 
     async with _as_agent(caller, type(instance)) as (client, subjects):
-        known = Assignments(instance, (await _place(caller)).log(client, subjects), subjects, "/fork")
+        log = (await _place(caller)).log(client, subjects, instance.name)
+        known = Assignments(instance, log, subjects, "/fork")
         await known.record(instance.assignment, who="dspex fork", why=why)
 
 

@@ -28,6 +28,7 @@ class Plan:
     program: type[Program] | None = None
     values: dict[str, Any] = field(default_factory=dict)
     scale: Scale | None = None
+    max_queue: int | None = None
 
     @property
     def bounds(self) -> Scale:

@@ -33,6 +33,7 @@ from dspex.compose.folder import Folder
 from dspex.compose.plans import About, Plan, check_names, programs_of
 from dspex.compose.secure import Secured, adopt_log, is_secured
 from dspex.core.access import LOG_ACCOUNT, Role
+from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
@@ -65,6 +66,7 @@ class SystemSpec:
     master: str = ""
     watch: bool = False
     """Reload the programs when the author's files change."""
+    marks: Marks = field(default_factory=Marks)
 
 
 def run_root(
@@ -301,6 +303,7 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     registrar = RegistrarSpec(
         f"{role}-{name}", url, spec.prefix, credentials(Role.REGISTRAR), known=known, log=spec.log, folder=folder.path,
         durability=spec.durability, alone=spec.nats is None, master=spec.master,
+        marks=spec.marks,
     )  # fmt: skip
 
     def start_registrar(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
@@ -317,7 +320,7 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
         return {
             "name": called(about, number), "url": url, "prefix": spec.prefix, "app": plan.app,
             "credentials": credentials(Role.AGENT, about.program), "replace": spec.replace, "values": plan.values,
-            "code": about.code, "master": spec.master,
+            "code": about.code, "master": spec.master, "max_queue": plan.max_queue,
         }  # fmt: skip
 
     def own(about: About, plan: Plan, number: int) -> Born:

@@ -205,8 +205,14 @@ def adopt_log(server: Path, account: str, stream: str) -> bool:
     none yet; whether it was done. The server must not run. Raises ConfigurationError."""
     accounts = server / "jetstream" / "jetstream"
     everybody, ours = accounts / "$G", accounts / account
-    if ours.exists() or not (everybody / "streams" / stream).is_dir():
+    streams = everybody / "streams"
+    if ours.exists() or not (streams / stream).is_dir():
         return False
+    if (streams / f"{stream}_KEYS").is_dir() or any(streams.glob("OBJ_*")):
+        raise ConfigurationError(
+            f"the log in {server} has private or large values from before it had access rules, and under them no agent "
+            "could read those; run it without --secure, or begin with another folder (--data)"
+        )
     try:
         everybody.rename(ours)
     except OSError as error:

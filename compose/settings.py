@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dspex.agents.bounds import Bounds
+from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError
 from dspex.core.scaling import Scale
 
@@ -70,6 +71,7 @@ class ProgramSettings(_Frozen):
     min_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
     max_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
     max_wait: Annotated[float, Field(ge=0.1, le=3600), BeforeValidator(_measured(_TIMES))] = 1.0
+    max_queue: Annotated[int | None, Field(ge=1)] = None
     quiet: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_measured(_TIMES))] = 30.0
 
     @model_validator(mode="after")
@@ -100,6 +102,32 @@ class RetentionSettings(_Frozen):
         return Bounds(self.age, self.count, self.bytes)
 
 
+def _share(value: object) -> object:
+    """Reads `80%`; a plain number is a share of 1."""
+    found = re.fullmatch(r"([0-9.]+)\s*%", value) if isinstance(value, str) else None
+    return float(found[1]) / 100 if found else value
+
+
+class DoorsSettings(_Frozen):
+    """The `[doors]` table: when new tasks are refused so that those that run have room to end. Shares of what the log
+    has or could have, the bytes that it may have, those of the disk that stay free, and open tasks of one program."""
+
+    high_water: Annotated[float, Field(gt=0, le=1), BeforeValidator(_share)] = Marks.high_water
+    low_water: Annotated[float | None, Field(gt=0, le=1), BeforeValidator(_share)] = None
+    max_bytes: Annotated[int | None, Field(gt=0), BeforeValidator(_measured(_SIZES))] = None
+    room: Annotated[int, Field(ge=0), BeforeValidator(_measured(_SIZES))] = Marks.room
+    max_open: Annotated[int | None, Field(ge=1)] = Marks.max_open
+
+    @model_validator(mode="after")
+    def _sound(self) -> DoorsSettings:
+        self.marks()
+        return self
+
+    def marks(self) -> Marks:
+        low = self.high_water * 0.875 if self.low_water is None else self.low_water
+        return Marks(self.high_water, low, self.max_bytes, self.room, self.max_open)
+
+
 class PrivacySettings(_Frozen):
     """The `[privacy]` table: a reference to the master key that the keys of private values are sealed with."""
 
@@ -119,6 +147,7 @@ class Settings(_Frozen):
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()
+    doors: DoorsSettings = DoorsSettings()
 
 
 class Place(BaseModel):

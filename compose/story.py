@@ -44,9 +44,8 @@ class Source(Protocol):
     async def values(self, program: str) -> dict[str, dict[str, Any]]:
         """The values that are known, by the hash of their assignment."""
 
-    @property
-    def vault(self) -> Vault:
-        """Where what is sealed or large is brought back from."""
+    async def vault(self, program: str) -> Vault:
+        """Where what is sealed or large of a program is brought back from."""
 
     async def close(self) -> None:
         """Give back what it holds open."""
@@ -56,8 +55,10 @@ class BusSource:
     """The log of a running system."""
 
     def __init__(self, caller: Caller, master: str = "") -> None:
-        self.caller = caller
-        self.vault = vault_of_bus(caller.client, caller.subjects, master)
+        self.caller, self._master = caller, master
+
+    async def vault(self, program: str) -> Vault:
+        return vault_of_bus(*await self.caller.keeper(), program, self._master)
 
     def events(self, **query: Any) -> AsyncIterator[dict[str, Any]]:
         return self.caller.events(**query)
@@ -98,7 +99,10 @@ class FileSource:
 
     def __init__(self, log: _Readable, prefix: str = "dspex", vault: Vault | None = None) -> None:
         self.log, self.subjects = log, Subjects(prefix, tenants=True)
-        self.vault = vault or vault_of_file(None)
+        self._vault = vault or vault_of_file(None)
+
+    async def vault(self, program: str) -> Vault:
+        return self._vault
 
     @classmethod
     async def open(cls, path: Path | str, prefix: str = "dspex", master: str = "") -> FileSource:
@@ -142,15 +146,15 @@ class FileSource:
 
     async def close(self) -> None:
         await self.log.close()
-        await close_vault(self.vault)
+        await close_vault(self._vault)
 
     async def _of_task(self, task: str) -> list[Entry]:
         found = await self.log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
         door = self.subjects.door_of(found.subject) if found else None
         if found is None or door is None or door[0] != "task":
             raise NotFound(f"the log has no task {task[:40]}")
-        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy")]
-        story = [found, *about[0], *about[1]]
+        about = [await self.log.read(aggregate(kind, door[1], task)) for kind in ("task", "privacy", "dlq")]
+        story = [found, *(entry for entries in about for entry in entries)]
         for kind in ("outcome", "signal"):
             for subject in self.subjects.filters(kind, door[1]):
                 holding = await self.log.holding(subject, task)
@@ -259,7 +263,7 @@ async def story_of(source: Source, task: str) -> Story:
     if not isinstance(submitted, TaskSubmitted):
         raise NotFound(f"the log has no task {task}")
     app, known = await _about(source, submitted.program)
-    return await brought_back(_story(task, submitted.program, every, app, known), source.vault)
+    return await brought_back(_story(task, submitted.program, every, app, known), source)
 
 
 async def stories(source: Source, program: str) -> list[Story]:
@@ -274,7 +278,7 @@ async def stories(source: Source, program: str) -> list[Story]:
     by_task = {task: with_submission(task, every) for task, every in by_task.items()}
     whole = {task: every for task, every in by_task.items() if isinstance(every[0].data, TaskSubmitted)}
     found = [_story(task, program, every, app, known) for task, every in whole.items()]
-    return [await brought_back(story, source.vault) for story in found]
+    return [await brought_back(story, source) for story in found]
 
 
 async def _about(source: Source, program: str) -> tuple[str, dict[str, dict[str, Any]]]:

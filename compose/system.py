@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -98,18 +98,22 @@ class System:
     # -- the doors; each blocking call has an async twin
 
     def ask(
-        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
-    ) -> Any:
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None,
+        retries: int | None = 0, **fields: object,
+    ) -> Any:  # fmt: skip
         """Run and wait; the Output. Raises TaskError.
 
-        After a connection that broke, `ask` or `result` with the same `key` finds the task again.
+        After a connection that broke, `ask` or `result` with the same `key` finds the task again. `retries` is how
+        often to ask again, within `timeout`, when there is no room for the task now; None: as often as time allows.
         """
-        return self._run(self.aask(input, timeout=timeout, key=key, **fields))
+        return self._run(self.aask(input, timeout=timeout, key=key, retries=retries, **fields))
 
     async def aask(
-        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None, **fields: object
-    ) -> Any:
-        body, _ = await self._doors.ask(self.program.name, self._body(input, fields), timeout=timeout, key=key)
+        self, input: Schema | None = None, /, *, timeout: float = 60.0, key: str | None = None,
+        retries: int | None = 0, **fields: object,
+    ) -> Any:  # fmt: skip
+        content = self._body(input, fields)
+        body, _ = await self._doors.ask(self.program.name, content, timeout=timeout, key=key, retries=retries)
         return self.program.Output.decode(body)
 
     def submit(self, input: Schema | None = None, /, *, key: str | None = None, **fields: object) -> str:
@@ -139,6 +143,23 @@ class System:
 
     async def aforget(self, task: str, reason: str = "", *, force: bool = False) -> dict[str, Any]:
         return await self._doors.forget(task, reason, actor=getpass.getuser(), force=force)
+
+    def retry(self, task: str, *, clean: bool = False, values: Mapping[str, Any] | None = None) -> str:
+        """Submit a task that ended without an output again, and give the new one's id; the same retry twice is one
+        task. It goes on with what was recorded, unless `clean`. Raises Conflict, NotFound, InvalidInput."""
+        return self._run(self.aretry(task, clean=clean, values=values))
+
+    async def aretry(self, task: str, *, clean: bool = False, values: Mapping[str, Any] | None = None) -> str:
+        who, name = getpass.getuser(), self.program.name
+        found = await self._doors.retry(task, program=name, clean=clean, values=values, actor=who)
+        return str(found["retried"])
+
+    def drop(self, task: str, why: str) -> None:
+        """Have nothing more done about a task that ended without an output. Raises Conflict, NotFound."""
+        self._run(self.adrop(task, why))
+
+    async def adrop(self, task: str, why: str) -> None:
+        await self._doors.drop(task, why, program=self.program.name, actor=getpass.getuser())
 
     def events(self, task: str) -> list[dict[str, Any]]:
         """A task's events, oldest first, as CloudEvents."""

@@ -21,14 +21,15 @@ from dspex.core.subjects import Subjects
 from dspex.store.aside import FileKeys, FileObjects, MemoryKeys, MemoryObjects, has_aside
 
 if TYPE_CHECKING:
-    from dspex.compose.story import Story
+    from dspex.compose.story import Source, Story
 
 __all__ = ["brought_back", "carry", "close_vault", "vault_of_bus", "vault_of_file", "with_submission"]
 
 
-def vault_of_bus(client: Client, subjects: Subjects, master: str = "") -> Vault:
-    """Keys and objects of a running system; `master` refers to its master key, when it has one."""
-    return Vault(NatsKeys(client, subjects), NatsObjects(client, subjects), master=master_from(master))
+def vault_of_bus(client: Client, subjects: Subjects, program: str, master: str = "") -> Vault:
+    """Keys and objects of a program of a running system; `master` refers to its master key, when it has one."""
+    objects = NatsObjects(client, subjects, program=program)
+    return Vault(NatsKeys(client, subjects), objects, master=master_from(master))
 
 
 def vault_of_file(path: Path | None, master: str = "") -> Vault:
@@ -56,13 +57,14 @@ async def close_vault(vault: Vault) -> None:
             await each.close()
 
 
-async def brought_back(story: Story, vault: Vault) -> Story:
+async def brought_back(story: Story, source: Source) -> Story:
     """The story with all that its events hold, or with the reason why it cannot be had."""
     if not any(held_of(event.data) for event in story.events):
         return story
     try:
+        vault = await source.vault(story.program)
         return dataclasses.replace(story, events=await vault.bring_back(story.events))
-    except (Forgotten, NotFound, LogCorrupt) as error:
+    except (ConfigurationError, Forgotten, NotFound, LogCorrupt) as error:
         words = [event for event in story.every if isinstance(event.data, TaskForgotten)]
         said = str(said_forgotten(story.task, words[0]) if words else error)
         return dataclasses.replace(story, missing=said)
@@ -76,33 +78,34 @@ def with_submission(task: str, events: list[Event]) -> list[Event]:
     return events if submission is None else [events_of(submission, Subjects())[0], *events]
 
 
-async def carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:
+async def carry(events: Iterable[Event], source: Source, path: Path, *, keys: bool) -> int:
     """Put the objects that events name into a new file of a log, and with `keys` the keys that seal them; how many.
     What was forgotten meanwhile is left out. When it cannot be done, there is no file."""
     try:
-        return await _carry(events, vault, path, keys=keys)
+        return await _carry(events, source, path, keys=keys)
     except BaseException:
         path.unlink(missing_ok=True)  # noqa: ASYNC240  (one short call)
         raise
 
 
-async def _carry(events: Iterable[Event], vault: Vault, path: Path, *, keys: bool) -> int:
-    held = [found for event in events if (found := held_of(event.data))]
-    blobs = sorted({each.blob for each in held if each.blob})
-    names = sorted({each.key for each in held if each.key}) if keys else []
+async def _carry(events: Iterable[Event], source: Source, path: Path, *, keys: bool) -> int:
+    held = [(event.aggregate.split(".")[1], found) for event in events if (found := held_of(event.data))]
+    vaults = {program: await source.vault(program) for program in {program for program, _ in held}}
+    blobs = sorted({(each.blob, program) for program, each in held if each.blob})
+    names = sorted({(each.key, program) for program, each in held if each.key}) if keys else []
     count = 0
     if blobs:
         async with FileObjects(path) as objects:
-            for name in blobs:
-                data = await vault.objects.get(name)
+            for name, program in blobs:
+                data = await vaults[program].objects.get(name)
                 if data is not None:
                     await objects.put(data)
                     count += 1
     if names:
         async with FileKeys(path) as ring:
-            for name in names:
+            for name, program in names:
                 try:
-                    await ring.create(name, await vault.find(name))
+                    await ring.create(name, await vaults[program].find(name))
                     count += 1
                 except (Forgotten, NotFound):
                     pass

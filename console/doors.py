@@ -40,10 +40,12 @@ _deadline = click.option("--deadline", metavar="WHEN", help="Seconds from now (2
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds to wait."
 )
+@click.option("--retry", is_flag=True, help="While there is no room for the task, ask again until the timeout.")
 @common
 def ask(
-    options: Options, program: str, body: tuple[str, ...], key: str | None, deadline: str | None, timeout: float
-) -> None:
+    options: Options, program: str, body: tuple[str, ...], key: str | None, deadline: str | None, timeout: float,
+    retry: bool,
+) -> None:  # fmt: skip
     """Run a task and wait for its output.
 
     Prints the output; as JSON when piped: {"task": "42", "output": {...}}.
@@ -57,7 +59,8 @@ def ask(
         async with options.connect() as caller:
             after = await _head(caller)
             started = time.perf_counter()
-            asking = caller.ask(program, content, timeout=timeout, headers=headers)
+            retries = None if retry else 0
+            asking = caller.ask(program, content, timeout=timeout, headers=headers, retries=retries)
             try:
                 output, task = await known(caller, program, asking)
             except TaskError as error:

@@ -23,7 +23,10 @@ PIPED = 240
 """Characters of an event's line that nobody's terminal limits; --json has all."""
 
 _GOOD = {"TaskCompleted"}
-_BAD = {"TaskFailed", "TaskCancelled", "TaskDeadLettered", "AgentCrashed", "AgentGaveUp"}
+_BAD = {
+    "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "AgentGaveUp", "BreakerOpened",
+    "DoorsClosed",
+}  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
 
@@ -220,7 +223,11 @@ def gist(event: dict[str, Any]) -> str:
             by = f", by {data['by']}" if data.get("by") else ""
             return clean(f"{data['program']} code {data['code'] or '?'}, was {data.get('was') or '?'}{by}")
         case "TaskClaimed":
-            return f"attempt {data['attempt']}, values {data['assignment'][:8]}"
+            alone = ", alone" if data.get("alone") else ""
+            return f"attempt {data['attempt']}, values {data['assignment'][:8]}{alone}"
+        case "AttemptDied":
+            company = "alone" if data.get("alone") else "beside others"
+            return clean(f"attempt {data['attempt']} of {data['agent']}: {data['reason']}, {company}")
         case "TaskCompleted":
             return f"{compact(data['output'])}, {duration(data.get('seconds'))}"
         case "EffectRecorded":
@@ -243,6 +250,13 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"{data['code']} {data['type']}: {data.get('detail') or data['message']}")
         case "TaskDuplicate":
             return clean(f"the same as task {data['of']} (key {data['key']})")
+        case "TaskResubmitted":
+            how = ", from the start" if data.get("clean") else ""
+            changed = f", {', '.join(data['changed'])} changed" if data.get("changed") else ""
+            by = f", by {data['actor']}" if data.get("actor") else ""
+            return clean(f"as task {data['successor']}{how}{changed}{by}")
+        case "TaskDropped":
+            return clean(f"{data['why']}, by {data['actor'] or 'somebody'}")
         case "TaskCancelled":
             by = f", by {data['by']}" if data.get("by") else ""
             return clean((data.get("reason") or "cancelled") + by)
@@ -258,6 +272,17 @@ def gist(event: dict[str, Any]) -> str:
             variables = data.get("variables", {}).get("variables", {})
             count = f"{len(variables)} variable{'' if len(variables) == 1 else 's'}"
             return clean(f"{data['program']}, {count}, from {data.get('app') or 'a class'}")
+        case "BreakerOpened":
+            slow = f"{data['slow']} slow" if data["reason"] == "slow" else f"{data['failures']} failed"
+            return f"of {data['calls']} calls {slow} in {data['window']}, until {clock(data['due'], event['time'])}"
+        case "BreakerHalfOpened" | "BreakerClosed":
+            by = f", reset by {clean(data['by'])}" if data.get("by") else ""
+            held = f", {len(data['permits'])} under way" if data.get("permits") else ""
+            return f"of {data['calls']} trial calls {data['failures']} failed{held}{by}"
+        case "DoorsClosed":
+            return clean(data["message"])
+        case "DoorsOpened":
+            return clean(f"new tasks{' of ' + data['program'] if data.get('program') else ''} are taken again")
         case "AgentStarted":
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
         case "AgentStopped" | "AgentCrashed":

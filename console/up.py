@@ -73,6 +73,7 @@ def up(
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
         watch=watch,
+        marks=settings.doors.marks(),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -120,7 +121,7 @@ def _plans(
     for name, program in settings.programs.items():
         scale = settings.agents if agents else program.scale
         begins = scale.least if agents else (program.agents or scale.least)
-        plans.append(Plan(str(folder / program.app), begins, name, scale=scale))
+        plans.append(Plan(str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue))
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
         raise ConfigurationError(

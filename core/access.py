@@ -46,8 +46,8 @@ Replies = Literal["none", "one", "many"]
 class Rule:
     """One subject that is served to other accounts.
 
-    `subject` is a template: `{p}` the prefix, `{log}` the log's stream, `{timer}` the program's of timers,
-    `{program}` a program. `by` says whose
+    `subject` is a template: `{p}` the prefix, `{log}` the log's stream, `{timer}` the program's of timers, `{keys}`
+    and `{bucket}` its keys and its object store, `{program}` a program. `by` says whose
     account serves it: that of the log, or that of the program's agents. `own` and `all` are who may send there: an
     agent of this very program, or the callers for every program. `long` is for answers that take as long as a task.
     `local`, when given, is what the caller sends to instead. With `tenant` the server writes the caller's account
@@ -70,7 +70,7 @@ class Rule:
 
     @property
     def per_program(self) -> bool:
-        return "{program}" in self.subject
+        return any(name in self.subject for name in ("{program}", "{timer}", "{keys}", "{bucket}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,9 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.result.{program}", "agent", "the result of a task of one's own", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.variables.{program}.get", "agent", "the values in force", all=_CLIENTS),
     Rule("{p}.variables.{program}.propose", "agent", "propose values", all=_CONSOLE),
+    Rule("{p}.breakers.{program}.reset", "agent", "close a circuit breaker by hand", all=_CONSOLE),
+    Rule("{p}.dlq.{program}.retry", "agent", "submit a dead letter of one's own again", all=_CLIENTS),
+    Rule("{p}.dlq.{program}.drop", "agent", "drop a dead letter of one's own", all=_CLIENTS),
     Rule("$SRV.>", "agent", "what runs", all=_CONSOLE, replies="many"),
     Rule("{p}.task.{program}", "log", "submit a task", all=(*_CLIENTS, Role.AGENT), tenant=True),
     Rule("{p}.task.{program}.*", "log", "store an ask for whoever asks", own=_AGENT),
@@ -97,8 +100,10 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.signal.{program}", "log", "tell a task of one's own something", all=(*_CLIENTS, Role.AGENT), tenant=True),
     Rule("{p}.event.task.{program}.*", "log", "the life of its tasks", own=_AGENT),
     Rule("{p}.event.inbox.{program}.*", "log", "signals that arrived", own=_AGENT),
+    Rule("{p}.event.dlq.{program}.*", "log", "what was done about its dead letters", own=_AGENT),
     Rule("{p}.event.key.{program}.*", "log", "whose an idempotency key is", own=_AGENT),
     Rule("{p}.event.variables.{program}.*", "log", "proposals of values", own=_AGENT),
+    Rule("{p}.event.breaker.{program}.*", "log", "changes of its circuit breakers", own=_AGENT),
     Rule("{p}.event.agent.{program}.*", "log", "that it started and stopped", own=_AGENT),
     Rule("{p}.timer.{program}.*", "log", "timers of sleeping tasks", own=_AGENT),
     Rule("{p}.wake.{program}", "log", "wake a task", own=_AGENT),
@@ -108,11 +113,17 @@ RULES: tuple[Rule, ...] = (
     Rule("$JS.API.CONSUMER.MSG.NEXT.{log}.task-{program}", "log", "ask for tasks", own=_AGENT, replies="many"),
     Rule("$JS.API.CONSUMER.MSG.NEXT.{log}.signal-{program}", "log", "ask for signals", own=_AGENT, replies="many"),
     Rule("$JS.API.CONSUMER.MSG.NEXT.{timer}.wake-{program}", "log", "ask for wakes", own=_AGENT, replies="many"),
+    Rule("$JS.API.CONSUMER.INFO.{log}.task-{program}", "log", "how many of its tasks wait", own=_AGENT),
     Rule("$JS.ACK.{log}.task-{program}.>", "log", "acknowledge tasks", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{log}.signal-{program}.>", "log", "acknowledge signals", own=_AGENT, replies="none"),
     Rule("$JS.ACK.{timer}.wake-{program}.>", "log", "acknowledge wakes", own=_AGENT, replies="none"),
-    Rule("$JS.API.STREAM.MSG.GET.{log}", "log", "read an entry of the log", all=_AGENT),
-    Rule("$JS.API.DIRECT.GET.{log}", "log", "read commits of the log", all=_AGENT, replies="many"),
+    Rule("{p}.rows.{program}", "log", "read what is of its program in the log", own=_AGENT),
+    Rule("{p}.key.{program}.*", "log", "keep keys of private values", own=_AGENT),
+    Rule("$JS.API.STREAM.MSG.GET.{keys}", "log", "read its keys", own=_AGENT),
+    Rule("$JS.API.STREAM.MSG.DELETE.{keys}", "log", "forget its keys", own=_AGENT),
+    Rule("$O.{bucket}.>", "log", "keep large values", own=_AGENT),
+    Rule("$JS.API.STREAM.MSG.GET.OBJ_{bucket}", "log", "read its large values", own=_AGENT),
+    Rule("$JS.API.STREAM.MSG.DELETE.OBJ_{bucket}", "log", "remove its large values", own=_AGENT),
     Rule("{p}.registry.guard.{program}", "log", "which of its fields are private", all=(*_CLIENTS, Role.AGENT)),
     Rule("{p}.privacy.*", "log", "have a task forgotten", all=_CONSOLE, long=True),
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
@@ -135,16 +146,17 @@ SYSTEM: dict[Role, System] = {
     Role.REGISTRAR: System(
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
-            "{p}.event.program.*.*", "{p}.event.fleet.*.*", "{p}.event.agent.*.*",
-            "$JS.API.CONSUMER.INFO.*.*", "{p}.key.*", "{p}.wake.*", "{p}.archive.*",
-            "{p}.lease.registrar", *_ANSWERS,
+            "$JS.API.CONSUMER.INFO.{log}.*", "$JS.API.INFO",
+            "{p}.event.program.*.*", "{p}.event.fleet.*.*", "{p}.event.agent.*.*", "{p}.event.doors.*.*", "{p}.key.>",
+            "{p}.wake.*",
+            "$JS.API.STREAM.MSG.DELETE.{log}", "{p}.archive.*", "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),
     ),
     Role.ARCHIVIST: System(
         publish=(
-            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.*", "$JS.API.STREAM.PURGE.{log}", "$O.>", "{p}.key.*",
-            "$JS.API.CONSUMER.INFO.*.*",
+            *_KEEPS, "$JS.API.STREAM.MSG.DELETE.*", "$JS.API.STREAM.PURGE.{log}", "$O.>", "{p}.key.>",
+            "$JS.API.CONSUMER.INFO.*.*", "$JS.API.STREAM.NAMES",
             "{p}.event.agent.archivist.*", "{p}.event.privacy.*.*", "{p}.wake.*", "{p}.lease.archivist", *_ANSWERS,
         ),
         subscribe=("{p}.archive.*", "{p}.privacy.*", "$SRV.>", "_INBOX.>"),
@@ -188,7 +200,7 @@ def filled(template: str, subjects: Subjects, program: str = "*") -> str:
     """A template with its names put in."""
     return template.format(
         p=subjects.prefix, log=subjects.stream, timer=subjects.timers(program), timers=subjects.timer_stream,
-        program=program,
+        program=program, keys=subjects.key_stream_of(program), bucket=subjects.bucket_of(program),
     )  # fmt: skip
 
 

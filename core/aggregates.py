@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dspex.core.breaker import fold as breaker
+from dspex.core.doors import fold as doors
 from dspex.core.events import (
     AgentCrashed,
     AgentGaveUp,
@@ -20,11 +22,15 @@ from dspex.core.events import (
     ProgramReloaded,
     ProgramScaled,
     SignalReceived,
+    TaskDropped,
+    TaskResubmitted,
 )
 from dspex.core.fold import Fold
 from dspex.core.task import fold as task
 
-__all__ = ["FOLDS", "AgentState", "FleetState", "InboxState", "KeyState", "ProgramState", "VariablesState"]
+__all__ = [
+    "FOLDS", "AgentState", "FleetState", "InboxState", "KeyState", "LetterState", "ProgramState", "VariablesState",
+]  # fmt: skip
 
 
 class InboxState(Struct, frozen=True, omit_defaults=True):
@@ -39,6 +45,16 @@ class KeyState(Struct, frozen=True, omit_defaults=True):
 
     key: str = ""
     task: str = ""
+
+
+class LetterState(Struct, frozen=True, omit_defaults=True):
+    """What became of a task that ended without an output: the `successor` it was last submitted again as, all of those
+    by their keys, and who `dropped` it and why."""
+
+    successor: str = ""
+    successors: dict[str, str] = {}
+    dropped: str = ""
+    why: str = ""
 
 
 class ProgramState(Struct, frozen=True, omit_defaults=True):
@@ -103,6 +119,16 @@ def _key(state: KeyState, event: Event) -> KeyState:
             return state
 
 
+def _letter(state: LetterState, event: Event) -> LetterState:
+    match event.data:
+        case TaskResubmitted(successor=successor, key=key):
+            return replace(state, successor=successor, successors={**state.successors, key: successor})
+        case TaskDropped(actor=actor, why=why):
+            return replace(state, dropped=actor or "somebody", why=why)
+        case _:
+            return state
+
+
 def _program(state: ProgramState, event: Event) -> ProgramState:
     match event.data:
         case ProgramRegistered() as data:
@@ -156,8 +182,11 @@ FOLDS: dict[str, Fold[Any]] = {
         task,
         Fold(kind="inbox", version=1, initial=InboxState(), evolve=_inbox, load=_loads(InboxState)),
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
+        Fold(kind="dlq", version=1, initial=LetterState(), evolve=_letter, load=_loads(LetterState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
         Fold(kind="fleet", version=1, initial=FleetState(), evolve=_fleet, load=_loads(FleetState)),
+        breaker,
+        doors,
         Fold(kind="agent", version=2, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
     )

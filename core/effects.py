@@ -23,6 +23,7 @@ from msgspec import Raw
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from dspex.core.breaker import Breaker
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
@@ -107,6 +108,8 @@ class Call(msgspec.Struct, frozen=True):
     request: bytes = b"null"
     private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    breaker: Breaker | None = None
+    plain: Callable[[], Any] | None = None
 
     @property
     def shown(self) -> str:
@@ -242,9 +245,10 @@ class Effect(Generic[P, R]):
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (), private: bool = False,
+        hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self.breaker = breaker
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -272,6 +276,7 @@ class Effect(Generic[P, R]):
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
+            breaker=self.breaker, plain=None if self._is_async else functools.partial(function, *args, **kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -280,11 +285,12 @@ class Effect(Generic[P, R]):
 def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
-    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False
+    *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
+    breaker: Breaker | None = None,
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
-    hidden: Sequence[str] = (), private: bool = False,
+    hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
@@ -296,10 +302,14 @@ def effect(
     The arguments of a call are recorded with its result, up to 16 KiB; `hidden` names parameters whose values are not.
     `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
     sealed. Raises DefinitionError for a hidden parameter that the function has not.
+
+    With a `breaker` it raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the
+    program that was.
     """
+    options: dict[str, Any] = {"read_only": read_only, "hidden": hidden, "private": private, "breaker": breaker}
     if function is None:
-        return lambda real: Effect(real, name, read_only=read_only, hidden=hidden, private=private)
-    return Effect(function, name, read_only=read_only, hidden=hidden, private=private)
+        return lambda real: Effect(real, name, **options)
+    return Effect(function, name, **options)
 
 
 def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
@@ -315,7 +325,7 @@ def ask_now(name: str, act: Callable[[], Any], kind: Any) -> Any:
     return scope.runtime.perform_now(call, act)
 
 
-def call_program(program: str, fields: dict[str, Any]) -> Any:
+def call_program(program: str, fields: dict[str, Any], breaker: Breaker | None = None) -> Any:
     """The effect that runs another program: awaitable in an event loop, else blocking."""
     scope = here()
     if scope is None:
@@ -328,8 +338,9 @@ def call_program(program: str, fields: dict[str, Any]) -> Any:
 
     name = f"call.{program}"
     call = Call(
-        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any)
-    )
+        key=scope.place(name), name=name, digest=digest, request=request, act=act, adapter=_adapter(Any),
+        breaker=breaker,
+    )  # fmt: skip
     return scope.runtime.perform(call) if _in_loop() else scope.runtime.perform_in_thread(call)
 
 

@@ -16,12 +16,14 @@ DspexError
     ├── LimitExceeded      429
     ├── ProgramFailed      500
     │   └── EffectFailed   an effect raised, or gave what cannot be recorded
+    ├── BreakerOpen        503, an effect is not called for now
     └── Unavailable        503
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BreakerOpen",
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
@@ -162,6 +164,24 @@ class Unavailable(TaskError):
     code = 503
 
 
+class BreakerOpen(TaskError):
+    """An effect was not called, because its circuit breaker is open (503). Field: `due`, when it may be tried again, in
+    seconds since the epoch."""
+
+    code = 503
+
+    def __init__(
+        self, message: str, due: float = 0.0, *, type: str = "", task: str | None = None, code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, type=type, task=task, code=code, retry_after=retry_after)
+        self.due = due
+        self.args = (message, due)  # what is recorded of it, and what it is made from again
+
+    def __str__(self) -> str:
+        return self.message
+
+
 _BY_CODE: dict[int, type[TaskError]] = {
     kind.code: kind
     for kind in (
@@ -181,7 +201,8 @@ def task_error(
     code: int, message: str, *, type: str = "", task: str | None = None, retry_after: float | None = None
 ) -> TaskError:
     """The error class for a service error code; an unknown code gives a plain TaskError that carries it."""
-    return _BY_CODE.get(code, TaskError)(message, type=type, task=task, code=code, retry_after=retry_after)
+    kind = BreakerOpen if type == BreakerOpen.__name__ else _BY_CODE.get(code, TaskError)
+    return kind(message, type=type, task=task, code=code, retry_after=retry_after)
 
 
 def _shown(value: object, limit: int = 80) -> str:

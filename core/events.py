@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
-    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "EffectRecorded",
-    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "ProgramRegistered",
-    "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
-    "TaskDeadLettered", "TaskDuplicate", "TaskFailed", "TaskForgotten",
-    "TaskForked", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
+    "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded",
+    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "Permit",
+    "ProgramRegistered", "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled",
+    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed",
+    "TaskForgotten", "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
 ]  # fmt: skip
 
 
@@ -79,19 +80,33 @@ class InputSealed(Payload, frozen=True, kw_only=True):
 
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
-    """An attempt began to hold the task. `assignment` is the hash of the values it runs on."""
+    """An attempt began to hold the task. `assignment` is the hash of the values it runs on; `alone` says that nothing
+    else runs in its process."""
 
     attempt: int
     agent: str
     assignment: str
     code: str = ""
+    alone: bool | UnsetType = UNSET
+
+
+class AttemptDied(Payload, frozen=True, kw_only=True):
+    """The process of an attempt died while it held the task, and `reason` says of what (`SIGKILL`, `exit 3`). Written
+    by whoever took the task over, as far as the log says of that process that it crashed."""
+
+    attempt: int
+    agent: str
+    reason: str
+    alone: bool = False
 
 
 class TaskForked(Payload, frozen=True, kw_only=True):
     """The task shares what its `parent` had recorded up to the parent's event `at`, and goes on from there by itself.
 
     `records` is how many records it shares: so many copies follow. `waits` are the ends of the waits that were under
-    way at that point, by place. `seed` is the task whose random numbers it draws, `life` how often that had begun anew.
+    way at that point, by place. `seed` is the task whose random numbers it draws, `life` how often that had begun
+    anew; a retry has the idempotency keys of the task `keys`, so that what was under way is known outside when it comes
+    again.
     """
 
     parent: str
@@ -100,6 +115,7 @@ class TaskForked(Payload, frozen=True, kw_only=True):
     life: int = 0
     records: int = 0
     waits: dict[str, float | None] = field(default_factory=dict)
+    keys: str | UnsetType = UNSET
 
 
 class EffectRecorded(Payload, frozen=True, kw_only=True):
@@ -196,6 +212,24 @@ class TaskCancelled(Payload, frozen=True, kw_only=True):
     by: str = ""
 
 
+class TaskResubmitted(Payload, frozen=True, kw_only=True):
+    """A task that had ended without an output was submitted again on somebody's word, as task `successor`; `key` is the
+    key of that. It goes on with what was recorded, unless `clean`; `changed` names what was set otherwise."""
+
+    successor: str
+    key: str
+    actor: str = ""
+    clean: bool = False
+    changed: list[str] = field(default_factory=list)
+
+
+class TaskDropped(Payload, frozen=True, kw_only=True):
+    """Somebody will have no more done about a task that ended without an output, and says why."""
+
+    actor: str
+    why: str
+
+
 class KeyBound(Payload, frozen=True, kw_only=True):
     """A key belongs to a task for good."""
 
@@ -280,6 +314,66 @@ class AgentGaveUp(Payload, frozen=True, kw_only=True):
     restarts: int = 0
 
 
+class Permit(Struct, frozen=True):
+    """A trial call of `holder`, which counts as lost at `until` (seconds since the epoch)."""
+
+    holder: str
+    until: float
+
+
+class BreakerOpened(Payload, frozen=True, kw_only=True):
+    """An effect is not called until `due` (seconds since the epoch): of the `calls` in `window` so many failed
+    (`reason` "failures"), were slow ("slow"), or its trial calls did no better ("trial"). `since` is when that was."""
+
+    reason: str
+    calls: int
+    failures: int
+    slow: int
+    window: str
+    since: float
+    due: float
+
+
+class BreakerHalfOpened(Payload, frozen=True, kw_only=True):
+    """A trial call of an effect that was not called began or ended: `permits` are those under way, `calls`, `failures`
+    and `slow` those that ended; `since` is when the breaker opened."""
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    permits: list[Permit] = field(default_factory=list)
+    since: float = 0.0
+
+
+class BreakerClosed(Payload, frozen=True, kw_only=True):
+    """An effect is called again: its trial calls went well (`reason` "trial"), or somebody said so ("reset", `by`)."""
+
+    reason: str
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    by: str = ""
+
+
+class DoorsClosed(Payload, frozen=True, kw_only=True):
+    """No new task of `program` ("" of any) is stored for now: `reason` ("room" or "open") and `message` say why. `used`
+    is the measure that is out of bounds and `limit` its bound, both in bytes or in tasks."""
+
+    reason: str
+    message: str
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
+class DoorsOpened(Payload, frozen=True, kw_only=True):
+    """New tasks are stored again. `used` is the measure as it is now, `limit` what it had to fall to."""
+
+    program: str = ""
+    used: int = 0
+    limit: int = 0
+
+
 class UnknownEvent(Payload, frozen=True, kw_only=True):
     """An event of a type that this version does not know; kept as it is, never dropped."""
 
@@ -290,10 +384,11 @@ class UnknownEvent(Payload, frozen=True, kw_only=True):
 PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
-        TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, EffectRecorded,
-        TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered, TaskCancelled, KeyBound,
-        ProgramRegistered, ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted,
-        AgentStopped, AgentCrashed, AgentGaveUp,
+        TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
+        EffectRecorded, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered,
+        TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, ProgramScaled, ProgramReloaded,
+        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
+        BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
     )
 }  # fmt: skip
 

@@ -34,6 +34,8 @@ class TaskQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     input or the output, `"…"` for words in a row and `…*` for the beginning of one. With `after` they are the first
     tasks behind that id, otherwise the newest, before the id `before`; always in the order in which they came.
     `position` is up to where in the log an answer has to know. `brief` leaves inputs and outputs out.
+    `letters` asks for dead letters only: "dead", or "failed" with those whose retries are used up beside them. `since`
+    and `until` are then about when they ended, and those that were dropped come only with `dropped`.
     """
 
     program: str = ""
@@ -49,6 +51,8 @@ class TaskQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     before: int | None = None
     position: int = 0
     brief: bool = False
+    letters: str = ""
+    dropped: bool = False
 
     def check(self) -> None:
         """Raises InvalidInput with what is wrong in it."""
@@ -58,6 +62,8 @@ class TaskQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
         for time in (self.since, self.until):
             if time and not _TIME.fullmatch(time):
                 raise InvalidInput(f"{time[:40]!r} is no time; write it as 2026-11-23T10:00:00Z")
+        if self.letters not in ("", "dead", "failed"):
+            raise InvalidInput(f"letters is {self.letters[:40]!r}; dead or failed is due")
         if not 1 <= self.limit <= MAX_FOUND:
             raise InvalidInput(f"limit {self.limit}: 1 to {MAX_FOUND} tasks fit into an answer; go on with `after`")
         if len(self.text) > MAX_TEXT:
@@ -91,7 +97,8 @@ class TaskRow(Struct, kw_only=True):
     """What is known of one task without reading its events. Times are RFC 3339 in UTC; `score` is the newest one of
     `scores`; `waits` are the signals that a sleeping task waits for, none of them when it waits for a time; `last` is
     where its last commit stands in the log; `forked` is the task and version that it is a fork of, `42@7`; `code` is
-    the version of the code that claimed it last, or the only one that may."""
+    the version of the code that claimed it last, or the only one that may; `deaths` are attempts that died; `retried`
+    is the task it was submitted again as, `dropped` who dropped it and why."""
 
     task: str
     program: str
@@ -105,6 +112,7 @@ class TaskRow(Struct, kw_only=True):
     version: int = 0
     attempts: int = 0
     retries: int = 0
+    deaths: int = 0
     effects: int = 0
     score: float | None = None
     scores: int = 0
@@ -114,6 +122,8 @@ class TaskRow(Struct, kw_only=True):
     of: str | None = None
     parent: str | None = None
     forked: str | None = None
+    retried: str | None = None
+    dropped: str | None = None
     seconds: float | None = None
     waits: list[str] | None = None
     last: int = 0

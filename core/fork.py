@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from dspex.core.errors import InvalidInput
 from dspex.core.events import EffectRecorded, Event, TaskForked
@@ -23,9 +24,10 @@ class Shared(NamedTuple):
     records: list[Event]
 
 
-def shared(events: Iterable[Event], parent: str, at: int) -> Shared:
+def shared(events: Iterable[Event], parent: str, at: int, *, retry: bool = False) -> Shared:
     """What a fork of `parent` shares, whose events these are, up to version `at`: what an attempt that began there
-    would remember. Raises InvalidInput for a version that the parent does not have."""
+    would remember. A `retry` does again what failed, under the parent's idempotency keys. Raises InvalidInput for a
+    version that the parent does not have."""
     known = [event for event in events if event.version]
     last = known[-1].version if known else 0
     if not 0 <= at <= last:
@@ -36,11 +38,13 @@ def shared(events: Iterable[Event], parent: str, at: int) -> Shared:
         event.data.key: event
         for event in upto
         if isinstance(event.data, EffectRecorded) and memory.records.get(event.data.key) is event.data
+        and not (retry and event.data.error)
     }
     waits = {key: until for key, until in memory.until.items() if key not in records}
     forked = TaskForked(
-        parent=parent, at=at, seed=memory.seed or parent, life=memory.life, records=len(records), waits=waits
-    )
+        parent=parent, at=at, seed=memory.seed or parent, life=memory.life, records=len(records), waits=waits,
+        keys=(memory.keys or parent) if retry else UNSET,
+    )  # fmt: skip
     return Shared(forked, list(records.values()))
 
 

@@ -10,8 +10,9 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY_AFTER", "SEALED", "TASK", "TIME", "WAIT", "deadline_of",
-    "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "SUBJECT", "TASK",
+    "TIME", "WAIT",
+    "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
 
 ACTOR = "Dspex-Actor"
@@ -23,6 +24,8 @@ PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
+RETRY = "Dspex-Retry"
+"""The task that this one is a retry of: as a fork of it, it does again what had failed there."""
 CODE = "Dspex-Code"
 """The code version that the task must run on."""
 TASK = "Dspex-Task"
@@ -34,6 +37,9 @@ SEALED = "Dspex-Sealed"
 """The name of the key that a stored body is sealed with; such a body is `{"open": {…}, "sealed": "…"}`."""
 TIME = "Dspex-Time"
 """On a task in a log process's queue: when the log stored it, in microseconds since the epoch."""
+SUBJECT = "Dspex-Subject"
+"""Where a submission came in, tenant and all, on what stands for it: in a log process's queue, or with a private input
+whose message was erased."""
 KNOWN = "Dspex-Known"
 """On a task in a log process's queue: it may have been delivered before."""
 

@@ -14,13 +14,14 @@ __all__ = ["Memory", "remembered"]
 class Memory:
     """The records by place, until when each place waits, and how often a clean retry has begun the task anew.
 
-    Of a fork: `seed` is the task whose random numbers it draws, `shared` the places whose records are its parent's, and
-    `missing` how many of those it has not copied yet."""
+    Of a fork: `seed` is the task whose random numbers it draws, `keys` the one whose idempotency keys it has, `shared`
+    the places whose records are its parent's, and `missing` how many of those it has not copied yet."""
 
     records: dict[str, EffectRecorded] = field(default_factory=dict)
     until: dict[str, float | None] = field(default_factory=dict)
     life: int = 0
     seed: str = ""
+    keys: str = ""
     shared: set[str] = field(default_factory=set)
     missing: int = 0
 
@@ -38,10 +39,10 @@ def remembered(events: Iterable[Event]) -> Memory:
                     memory.missing -= 1
             case TaskSleeping(key=key, until=until):
                 memory.until[key] = until
-            case TaskForked(seed=seed, life=life, waits=waits, records=records):
-                memory = Memory(until=dict(waits), life=life, seed=seed, missing=records)
+            case TaskForked(seed=seed, life=life, waits=waits, records=records, keys=keys):
+                memory = Memory(until=dict(waits), life=life, seed=seed, missing=records, keys=keys or "")
             case TaskRetried(clean=True):
-                memory = Memory(life=memory.life + 1, seed=memory.seed)
+                memory = Memory(life=memory.life + 1, seed=memory.seed, keys=memory.keys)
             case TaskRetried():
                 memory.records = {key: record for key, record in memory.records.items() if not record.error}
                 memory.shared &= memory.records.keys()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from dspex.core.breaker import Breaker
 from dspex.core.declare import shown_name
 from dspex.core.definition import Definition, define
 from dspex.core.effects import ask_now, call_program, entered, here
@@ -62,7 +63,8 @@ class Program:
     """Seconds that one attempt may take."""
 
     attempts: ClassVar[int] = 3
-    """Claims whose process may die before the task is set aside."""
+    """Deaths of its process, alone in it, after which a task is set aside; twice as many when somebody else may have
+    killed the process, eight times as many attempts that were lost for whatever reason."""
 
     retry: ClassVar[Retry | None] = None
     """Whether and when a task is tried again after predict raised; None: an error is the end."""
@@ -77,6 +79,12 @@ class Program:
 
     concurrency: ClassVar[int | None] = None
     """Tasks at once per agent; None is 256 for an async predict, 4 for a plain one."""
+
+    breakers: ClassVar[Mapping[str, Breaker]] = {}
+    """The circuit breakers of calls to other programs, by their names."""
+
+    max_queue: ClassVar[int | None] = 10_000
+    """Tasks that may wait in the log; while there are more, an ask or submit is refused with 429. None: no bound."""
 
     is_async: ClassVar[bool]
     """Whether predict is `async def`."""
@@ -213,9 +221,10 @@ class Program:
         """Run another program of this installation and give its output as JSON values: `await self.call("reader",
         question="…")`. A recorded effect: the other task is started once, whatever crashes, and found again by its key.
 
-        Raises TaskError as the other program's callers get it. The slot is held meanwhile.
+        Raises TaskError as the other program's callers get it, BreakerOpen when `breakers` has one for that program and
+        it is open. The slot is held meanwhile.
         """
-        return call_program(program, fields)
+        return call_program(program, fields, self.breakers.get(program))
 
     def now(self) -> float:
         """The time, in seconds since the epoch. A recorded effect: a run that is resumed or replayed sees it again."""

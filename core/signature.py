@@ -6,12 +6,14 @@ import inspect
 import math
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 
+from dspex.core.breaker import Breaker
 from dspex.core.declare import shown_name
 from dspex.core.errors import DefinitionError
 from dspex.core.schema import Schema
@@ -31,8 +33,8 @@ def bus_name(cls: type) -> str:
 
 
 def check_limits(cls: type) -> None:
-    """Raise DefinitionError unless timeout, attempts, concurrency and drain_time are numbers that can work, and
-    on_change is one of its three words."""
+    """Raise DefinitionError unless timeout, attempts, concurrency, max_queue and drain_time are numbers that can work,
+    on_change is one of its three words, and breakers are some."""
     for field, what, seconds in (("timeout", "a timeout", 300.0), ("drain_time", "a drain_time", 3600.0)):
         value = getattr(cls, field, None)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -41,13 +43,17 @@ def check_limits(cls: type) -> None:
     if change not in ON_CHANGE:
         problem = f"what becomes of running tasks is one of {', '.join(ON_CHANGE)}"
         _refuse(cls, "on_change", change, problem, 'write on_change = "fail"')
-    for field, example in (("attempts", 3), ("concurrency", 64)):
+    for field, example in (("attempts", 3), ("concurrency", 64), ("max_queue", 10_000)):
         value = getattr(cls, field, None)
-        if value is None and field == "concurrency":
+        if value is None and field != "attempts":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             problem = f"{field} is a whole number, at least 1"
             _refuse(cls, field, value, problem, f"write {field} = {example}")
+    breakers = getattr(cls, "breakers", None)
+    if not isinstance(breakers, Mapping) or not all(isinstance(each, Breaker) for each in breakers.values()):
+        problem = "breakers are Breakers by the names of the programs that are called"
+        _refuse(cls, "breakers", breakers, problem, 'write breakers = {"reader": Breaker()}')
 
 
 def is_abstract(cls: type) -> bool:

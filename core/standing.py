@@ -6,6 +6,7 @@ signals that are in no inbox yet. It can be dropped at any time: the log makes i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -71,6 +72,8 @@ class Standing:
         self.position = 0
         self.awake: dict[int, str] = {}
         self.asleep: dict[int, str] = {}
+        self.waiting: Counter[str] = Counter()
+        """How many tasks of each program wait or run."""
         self.signals: dict[int, tuple[str, int]] = {}
         """By position: the program, and the task that the signal is for."""
         self._of: dict[int, list[int]] = {}
@@ -83,6 +86,7 @@ class Standing:
         self.position = position
         if door == "task":
             self.awake[position] = program
+            self.waiting[program] += 1
             return True
         task = _task_of(body) if door == "signal" else None
         if task is None or not self.is_open(task):
@@ -123,19 +127,28 @@ class Standing:
     def _evolve(self, task: int, program: str, kind: str) -> list[int]:
         """What becomes of a task by an event; what is not for agents any more."""
         if kind in _ENDS:
-            self.awake.pop(task, None)
+            self._rest(task)
             self.asleep.pop(task, None)
             signals = self._of.pop(task, [])
             for signal in signals:
                 self.signals.pop(signal, None)
             return [task, *signals]
         if kind in _RESTS:
-            if self.awake.pop(task, None) is not None:
+            if self._rest(task):
                 self.asleep[task] = program
             return [task]
         if kind == "TaskClaimed" and self.asleep.pop(task, None) is not None:
             self.awake[task] = program
+            self.waiting[program] += 1
         return []
+
+    def _rest(self, task: int) -> bool:
+        """A task neither waits nor runs any more; whether it did."""
+        program = self.awake.pop(task, None)
+        if program is None:
+            return False
+        self.waiting[program] -= 1
+        return True
 
     # -- kept between lives
 
@@ -151,6 +164,7 @@ class Standing:
         """Go on from a checkpoint."""
         self.position, self.signals = kept.position, dict(kept.signals)
         self.awake = {task: program for program, tasks in kept.awake.items() for task in tasks}
+        self.waiting = Counter({program: len(tasks) for program, tasks in kept.awake.items()})
         self.asleep = {task: program for program, tasks in kept.asleep.items() for task in tasks}
         for position, (_, task) in self.signals.items():
             self._of.setdefault(task, []).append(position)

@@ -130,8 +130,20 @@ class Subjects:
     def variables(self, program: str, verb: str) -> str:
         return f"{self.prefix}.variables.{program}.{verb}"
 
+    def breakers(self, program: str, verb: str) -> str:
+        """What is done to circuit breakers by hand."""
+        return f"{self.prefix}.breakers.{program}.{verb}"
+
+    def dlq(self, program: str, verb: str) -> str:
+        """What is to be done about a dead letter: `retry` or `drop`."""
+        return f"{self.prefix}.dlq.{program}.{verb}"
+
     def log(self, verb: str) -> str:
         return f"{self.prefix}.log.{verb}"
+
+    def rows(self, program: str) -> str:
+        """What the agents of a program may read of the log, on a system with access rules."""
+        return f"{self.prefix}.rows.{program}"
 
     def archive(self, verb: str) -> str:
         """What the archivist is asked to do with its archive."""
@@ -142,14 +154,30 @@ class Subjects:
         """The NATS object store of large values."""
         return self.prefix
 
+    def bucket_of(self, program: str) -> str:
+        """The one that a program uses: its own where there are access rules."""
+        return f"{self.bucket}-{program}" if self.tenants else self.bucket
+
     @property
     def key_stream(self) -> str:
         """The stream of the keys that private values are sealed with; never archived."""
         return f"{self.stream}_KEYS"
 
+    def key_stream_of(self, program: str) -> str:
+        """The one that a program uses: its own where there are access rules."""
+        return f"{self.key_stream}_{program}" if self.tenants else self.key_stream
+
+    def keys(self, program: str) -> str:
+        """Where the keys of that stream stand, as a subject filter."""
+        return f"{self.prefix}.key.{program}.*" if self.tenants else f"{self.prefix}.key.>"
+
     def key(self, name: str) -> str:
-        """Where a key stands."""
-        return f"{self.prefix}.key.{name}"
+        """Where a key stands. With access rules its name begins with the program: `qabot-…`."""
+        return f"{self.prefix}.key.{self.owner(name)}.{name}" if self.tenants else f"{self.prefix}.key.{name}"
+
+    def owner(self, name: str) -> str:
+        """The program whose a key is, where there are access rules; "" where there are none."""
+        return name.partition("-")[0] if self.tenants else ""
 
     def privacy(self, verb: str) -> str:
         """What is asked about private values: `forget`."""
@@ -169,6 +197,14 @@ class Subjects:
         """The aggregate whose commits `subject` carries, or None when it is not an event subject."""
         start = f"{self.prefix}.event."
         return subject[len(start) :] if subject.startswith(start) else None
+
+    def program_of(self, subject: str) -> str:
+        """The program that an entry of the log is about; "" for what is not in the log. In a filter, too."""
+        parts = subject.split(".")
+        if len(parts) == 5 and parts[0] == self.prefix and parts[1] == "event":
+            return parts[3]
+        door = self.door_of(subject)
+        return door[1] if door else ""
 
     def door_of(self, subject: str) -> tuple[str, str] | None:
         """`(door, program)` of a stored door message, or None. A tenant token behind the program is left out."""

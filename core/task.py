@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from dspex.core.events import (
+    AttemptDied,
     EffectRecorded,
     Event,
     Head,
@@ -27,7 +28,7 @@ from dspex.core.events import (
 from dspex.core.fold import Fold
 from dspex.core.headers import CODE
 
-__all__ = ["STATES", "TERMINAL", "Status", "TaskState", "fold", "may_attempt"]
+__all__ = ["STATES", "TERMINAL", "Status", "TaskState", "fold"]
 
 Status = Literal["submitted", "running", "sleeping", "completed", "failed", "dead", "duplicate", "cancelled"]
 STATES: tuple[Status, ...] = get_args(Status)
@@ -37,7 +38,9 @@ TERMINAL = frozenset({"completed", "failed", "dead", "duplicate", "cancelled"})
 class TaskState(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where a task stands after some of its events. `head` is where the aggregate stands; `rested` is the last
     attempt that ended as it should, by going to sleep; `waits` is what a sleeping task waits for. `code_version` is
-    that of the last claim, or before there is one, the only one that may run it. `forked` says of whom it is a fork."""
+    that of the last claim, or before there is one, the only one that may run it. `forked` says of whom it is a fork.
+    `claimed_at` is where the last claim stands in the log, and `alone` what it says; `deaths` are the attempts that
+    died since the task last came to rest."""
 
     status: Status = "submitted"
     attempts: int = 0
@@ -55,6 +58,9 @@ class TaskState(Struct, frozen=True, omit_defaults=True, gc=False):
     code_version: str = ""
     forked: TaskForked | None = None
     seconds: float = 0.0
+    claimed_at: int = 0
+    alone: bool = False
+    deaths: tuple[AttemptDied, ...] = ()
     head: Head = Head()
 
     @property
@@ -74,17 +80,21 @@ def _evolve(state: TaskState, event: Event) -> TaskState:
             return replace(state, head=head, input=input)
         case TaskForked():
             return replace(state, head=head, forked=event.data)
-        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code):
+        case TaskClaimed(attempt=attempt, agent=agent, assignment=assignment, code=code, alone=alone):
             return replace(
                 state, head=head, status="running", attempts=attempt, agent=agent, assignment=assignment,
-                code_version=code, waits=(),
+                code_version=code, waits=(), claimed_at=event.position, alone=alone is True,
             )  # fmt: skip
+        case AttemptDied() as death:
+            return replace(state, head=head, deaths=(*state.deaths, death))
         case TaskCompleted(output=output, seconds=seconds):
             return replace(state, head=head, status="completed", output=output, seconds=seconds)
         case TaskSleeping() as wait:
-            return replace(state, head=head, status="sleeping", rested=state.attempts, waits=(*state.waits, wait))
+            return replace(
+                state, head=head, status="sleeping", rested=state.attempts, deaths=(), waits=(*state.waits, wait)
+            )
         case TaskRetried(retry=retry):
-            return replace(state, head=head, status="sleeping", rested=state.attempts, retries=retry)
+            return replace(state, head=head, status="sleeping", rested=state.attempts, deaths=(), retries=retry)
         case TaskFailed(code=code, type=kind, message=message, seconds=seconds):
             return replace(
                 state, head=head, status="failed", code=code, error=kind, message=message, seconds=seconds
@@ -120,13 +130,5 @@ def _load(data: bytes) -> TaskState:
     return TaskState(**fields)
 
 
-fold = Fold(kind="task", version=2, initial=TaskState(), evolve=_evolve, load=_load)
+fold = Fold(kind="task", version=3, initial=TaskState(), evolve=_evolve, load=_load)
 """The state of a task after some of its events."""
-
-
-def may_attempt(state: TaskState, limit: int) -> bool:
-    """Whether a task whose last attempt did not come to an end may be tried once more.
-
-    An attempt that died before it wrote anything is not in the log, so the first claim seen counts as the second try.
-    """
-    return not state.ended and state.attempts - state.rested < limit

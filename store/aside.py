@@ -187,6 +187,11 @@ class FileNames(_File):
         sql = "SELECT epoch, position FROM named WHERE object = ?"
         return await self._do(lambda file: file.execute(sql, (name,)).fetchall())
 
+    async def programs(self, name: str) -> list[str]:
+        """Whose tasks name an object."""
+        sql = "SELECT DISTINCT program FROM named WHERE object = ? ORDER BY program"
+        return [row[0] for row in await self._do(lambda file: file.execute(sql, (name,)).fetchall())]
+
     async def drop(self, epoch: str, program: str, task: str) -> None:
         """A task names nothing any more."""
         sql = "DELETE FROM named WHERE epoch = ? AND program = ? AND task = ?"

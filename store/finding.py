@@ -77,10 +77,15 @@ def _where(query: TaskQuery) -> tuple[str, list[object]]:
         also("program = ?", query.program)
     if query.state:
         also(f"state IN ({', '.join('?' * len(query.state))})", *query.state)
+    if query.letters:
+        also("(state = 'dead' OR (? AND state = 'failed' AND retries > 0))", query.letters == "failed")
+        if not query.dropped:
+            also("dropped IS NULL")
+    when = "ended" if query.letters else "submitted"
     if query.since:
-        also("submitted >= ?", query.since)
+        also(f"{when} >= ?", query.since)
     if query.until:
-        also("submitted < ?", query.until)
+        also(f"{when} < ?", query.until)
     if query.key:
         also("key = ?", query.key)
     if query.parent:

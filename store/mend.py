@@ -128,7 +128,7 @@ def _alike(mine: Entry, other: Entry, *, timed: bool) -> bool:
 def may_be_forgotten(entry: Entry, reached: int) -> bool:
     """Whether an entry is one that retention lets go of, and retention, which is at `reached`, has come to its task."""
     kinds = entry.subject.split(".")[1:]
-    if kinds[0] == "event" and len(kinds) == 4 and kinds[1] in ("task", "inbox"):
+    if kinds[0] == "event" and len(kinds) == 4 and kinds[1] in ("task", "inbox", "dlq"):
         return kinds[3].isdecimal() and int(kinds[3]) <= reached
     return kinds[0] in STORED_DOORS and entry.position <= reached
 

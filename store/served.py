@@ -1,7 +1,8 @@
-"""A log behind the process that owns it: agents write as they write to JetStream, and read through `dspex.log.rows`.
+"""A log behind a process that reads it for others: agents write as they write to JetStream, and read through a door,
+`dspex.log.rows` of a log process and `dspex.rows.<program>` on a system with access rules.
 
-That door is for agents of ours: the request is JSON, the answer MessagePack, because a row is bytes and must come back
-whole. Everybody else reads events through `dspex.log.read`.
+Those doors are for agents of ours: the request is JSON, the answer MessagePack, because a row is bytes and must come
+back whole. Everybody else reads events through `dspex.log.read`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ SOON, POLL = 0.005, 2.0
 
 
 class Wanted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What is asked for: the row at a `position`, the `last` of an aggregate, or rows behind `after`."""
+    """What is asked for: the row at a `position`, the `last` of an aggregate, or rows behind `after`: those of an
+    `aggregate`, those that match `subject`, or all. `erase`: what came in the open at that position is to go."""
 
     position: int | None = None
     last: str | None = None
+    aggregate: str | None = None
     after: int = 0
     limit: int = 1000
     subject: str | None = None
+    erase: int | None = None
 
 
 class Page(Answer, omit_defaults=True):
@@ -49,24 +53,26 @@ _decode_page = msgspec.msgpack.Decoder(Page).decode
 
 
 class ServedLog(Remote):
-    """The log that the process on the other side of `connection` owns; `epoch` is the one it told."""
+    """The log that the process on the other side of `connection` reads; `epoch` is the one it told, `door` where it is
+    asked, and `erasable` says that it can take a message out."""
 
     def __init__(
-        self, connection: Connection, subjects: Subjects, epoch: str, *, patience: float = 30.0
-    ) -> None:
+        self, connection: Connection, subjects: Subjects, epoch: str, *, patience: float = 30.0, door: str = "",
+        erasable: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(connection, subjects, epoch, patience=patience)
-        self._door = subjects.log("rows")
+        self._door, self.erasable = door or subjects.log("rows"), erasable
         self._bells: set[asyncio.Event] = set()
 
     async def read(self, aggregate: str) -> list[Entry]:
         """All commits of an aggregate, oldest first; never stale."""
-        subject = self._subjects.event(".".join(parse_aggregate(aggregate)))
+        name = ".".join(parse_aggregate(aggregate))
         found: list[Entry] = []
-        while page := await self.scan(found[-1].position if found else 0, 1000, subject):
-            found += page
-            if len(page) < 1000:
-                break
-        return found
+        while True:
+            page = await self._ask(Wanted(aggregate=name, after=found[-1].position if found else 0))
+            found += page.rows
+            if not page.more:
+                return found
 
     async def last(self, aggregate: str) -> Entry | None:
         """The newest commit of an aggregate; never stale."""
@@ -128,6 +134,10 @@ class ServedLog(Remote):
     async def head(self) -> int:
         """The position of the newest entry; 0 when the log is empty."""
         return (await self._ask(Wanted(limit=0))).head
+
+    async def erase(self, position: int) -> None:
+        """Have a door message of the program taken out; one that is gone already is fine. Raises LogError."""
+        await self._ask(Wanted(erase=position))
 
     async def close(self) -> None:
         """End the tails; the connection stays open. Closing twice is fine."""

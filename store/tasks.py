@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON
 from dspex.core.events import (
+    AttemptDied,
     EffectRecorded,
     Event,
     OutcomeReported,
@@ -21,8 +22,10 @@ from dspex.core.events import (
     TaskClaimed,
     TaskCompleted,
     TaskDeadLettered,
+    TaskDropped,
     TaskDuplicate,
     TaskFailed,
+    TaskResubmitted,
     TaskRetried,
     TaskSleeping,
     TaskSubmitted,
@@ -49,6 +52,7 @@ class _Row(Struct):
     version: int = 0
     attempts: int = 0
     retries: int = 0
+    deaths: int = 0
     effects: int = 0
     score: float | None = None
     scores: int = 0
@@ -58,6 +62,8 @@ class _Row(Struct):
     of: str | None = None
     parent: str | None = None
     forked: str | None = None
+    retried: str | None = None
+    dropped: str | None = None
     seconds: float | None = None
     waits: str | None = None
     last: int = 0
@@ -82,14 +88,15 @@ _SCORE = (
 class Tasks:
     """One row a task, and one for each outcome and signal that names a task."""
 
-    name, version = "tasks", 2
+    name, version = "tasks", 3
     tables: Mapping[str, Sequence[str]] = {
         "tasks": (
             "CREATE TABLE tasks (id INTEGER PRIMARY KEY, program TEXT NOT NULL, state TEXT NOT NULL,"
             " submitted TEXT NOT NULL, ended TEXT, key TEXT, agent TEXT, assignment TEXT, code TEXT,"
             " version INTEGER NOT NULL, attempts INTEGER NOT NULL, retries INTEGER NOT NULL,"
+            " deaths INTEGER NOT NULL,"
             " effects INTEGER NOT NULL, score REAL, scores INTEGER NOT NULL, error_code INTEGER, error TEXT,"
-            " message TEXT, of TEXT, parent TEXT, forked TEXT, seconds REAL, waits TEXT,"
+            " message TEXT, of TEXT, parent TEXT, forked TEXT, retried TEXT, dropped TEXT, seconds REAL, waits TEXT,"
             " last INTEGER NOT NULL)",
             "CREATE INDEX tasks_state ON tasks (program, state, id)",
             "CREATE INDEX tasks_submitted ON tasks (submitted)",
@@ -139,7 +146,7 @@ class Tasks:
 
 def _task_of(event: Event) -> int | None:
     """The task whose row an event changes."""
-    kind, _, id = event.aggregate.split(".") if event.aggregate.startswith("task.") else ("", "", "")
+    kind, _, id = event.aggregate.split(".") if event.aggregate.startswith(("task.", "dlq.")) else ("", "", "")
     return int(id) if kind and id.isdecimal() and len(id) < 19 else None
 
 
@@ -168,10 +175,17 @@ def _number(value: Any) -> float | None:
 
 def _evolve(row: _Row, event: Event) -> None:
     """What an event changes in its task's row; the states are those of `core.task`."""
-    row.version = max(row.version, event.version)
-    if event.version:
-        row.last = event.position
+    if event.aggregate.startswith("task."):
+        row.version = max(row.version, event.version)
+        if event.version:
+            row.last = event.position
     match event.data:
+        case AttemptDied():
+            row.deaths += 1
+        case TaskResubmitted(successor=successor):
+            row.retried = successor
+        case TaskDropped(actor=actor, why=why):
+            row.dropped = f"{actor}: {why}" if actor else why
         case EffectRecorded():
             row.effects += 1
         case TaskSubmitted(headers=headers):

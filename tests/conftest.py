@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,66 +13,9 @@ import pytest
 
 pytest.register_assert_rewrite("dspex.store.contract", "tests.e2e.plain", "tests.e2e.running")
 
-from dspex.bus.server import ClusterPlace, Server, free_port  # noqa: E402  (assertions first)
+from tests.clusters import Cluster  # noqa: E402  (assertions first)
 
-
-class Cluster:
-    """Three servers on this machine that are one cluster. `stop` takes them down."""
-
-    def __init__(self, data: Path, size: int = 3) -> None:
-        self.data = data
-        ports = [free_port() for _ in range(size)]
-        routes = tuple(f"nats://127.0.0.1:{port}" for port in ports)
-        self.servers = [
-            Server(data / f"n{i}", name=f"n{i}", cluster=ClusterPlace("tests", port, routes))
-            for i, port in enumerate(ports)
-        ]
-
-    @property
-    def url(self) -> str:
-        """All members, as a client takes them."""
-        return ",".join(server.url for server in self.servers)
-
-    def start(self, timeout: float = 30.0) -> None:
-        for server in self.servers:
-            server.start(timeout)
-        self.wait_for_leader(timeout)
-
-    def wait_for_leader(self, timeout: float = 30.0) -> str:
-        """The name of the member that leads JetStream, once all living members know it."""
-        deadline = time.monotonic() + timeout
-        while True:
-            living = [server for server in self.servers if server.alive()]
-            leaders = {_monitor(server, "/jsz").get("meta_cluster", {}).get("leader") for server in living}
-            healthy = all(_monitor(server, "/healthz").get("status") == "ok" for server in living)
-            if len(leaders) == 1 and None not in leaders and healthy:
-                return str(leaders.pop())
-            assert time.monotonic() < deadline, f"no JetStream leader: {leaders}"
-            time.sleep(0.02)
-
-    def member(self, name: str) -> Server:
-        return next(server for server in self.servers if server.name == name)
-
-    def stop(self) -> None:
-        for server in self.servers:
-            server.stop(grace=3.0)
-
-
-def _monitor(server: Server, path: str) -> dict[str, Any]:
-    """One answer of a server's monitoring page, by a plain socket."""
-    host, _, port = server.monitor.removeprefix("http://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2.0) as link:
-            link.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-            answer = link.makefile("rb").read()
-    except OSError:
-        return {}
-    body = answer.partition(b"\r\n\r\n")[2]
-    try:
-        found: dict[str, Any] = json.loads(body)
-    except ValueError:
-        return {}
-    return found
+from dspex.bus.server import Server  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import dspex
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
-    "Assignment", "AttentionWeights", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
+    "Assignment", "AttentionWeights", "Breaker", "BreakerOpen", "Confidence", "ConfigurationError", "Conflict", "ConnectionFailed",
     "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding", "Forgotten", "HttpReply",
     "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError", "ModelResponse",
     "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed", "ReasoningChain", "Replay", "Retry",
-    "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable", "adiff",
-    "afind_tasks", "afork", "computed", "constraint", "diff", "effect", "find_tasks", "fork", "http", "idempotency_key",
-    "variable",
+    "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor", "TokenList", "Unavailable",
+    "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task", "computed", "constraint",
+    "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http", "idempotency_key",
+    "retry_task", "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
+    "dspex.core.breaker": ("Breaker",),
     "dspex.core.effects": ("effect", "idempotency_key"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
@@ -22,12 +23,15 @@ _HOME = {
         "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
-        "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError",
-        "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt", "LogError",
-        "NotFound", "ProgramFailed", "TaskError", "Unavailable",
+        "BreakerOpen", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError",
+        "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
+        "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
+    "dspex.compose.letters": (
+        "adead_letters", "adrop_task", "aretry_task", "dead_letters", "drop_task", "retry_task",
+    ),
     "dspex.compose.http": ("HttpReply", "http"),
     "dspex.compose.replays": ("Replay", "adiff", "diff"),
     "dspex.compose.system": ("System",),
@@ -43,12 +47,20 @@ if TYPE_CHECKING:
     from dspex.compose.forks import fork as fork
     from dspex.compose.http import HttpReply as HttpReply
     from dspex.compose.http import http as http
+    from dspex.compose.letters import adead_letters as adead_letters
+    from dspex.compose.letters import adrop_task as adrop_task
+    from dspex.compose.letters import aretry_task as aretry_task
+    from dspex.compose.letters import dead_letters as dead_letters
+    from dspex.compose.letters import drop_task as drop_task
+    from dspex.compose.letters import retry_task as retry_task
     from dspex.compose.replays import Replay as Replay
     from dspex.compose.replays import adiff as adiff
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
+    from dspex.core.breaker import Breaker as Breaker
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
+    from dspex.core.errors import BreakerOpen as BreakerOpen
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed

@@ -13,7 +13,7 @@ from tests.contracts.aside_contract import KeysContract, ObjectsContract
 from dspex.bus.client import Client
 
 if TYPE_CHECKING:
-    from tests.conftest import Cluster
+    from tests.clusters import Cluster
 
 
 @pytest.fixture

@@ -98,6 +98,15 @@ def test_a_log_that_was_open_to_all_is_taken_over(tmp_path: Path) -> None:
     assert (tmp_path / "jetstream" / "jetstream" / LOG_ACCOUNT / "streams" / "DSPEX").is_dir()
 
 
+def test_private_values_from_before_there_were_rules_are_not_left_behind(tmp_path: Path) -> None:
+    streams = tmp_path / "jetstream" / "jetstream" / "$G" / "streams"
+    for name in ("DSPEX", "DSPEX_KEYS"):
+        (streams / name).mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="has private or large values from before it had access rules"):
+        adopt_log(tmp_path, LOG_ACCOUNT, "DSPEX")
+    assert (streams / "DSPEX").is_dir(), "it stays as it is"
+
+
 def test_up_warns_of_a_server_that_others_can_reach(tmp_path: Path) -> None:
     assert "lets everybody in" in exposed("nats://0.0.0.0", None, False)
     assert exposed("nats://127.0.0.1", None, False) == "" == exposed("nats://0.0.0.0", None, True)

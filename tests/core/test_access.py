@@ -41,7 +41,7 @@ def test_an_account_of_its_own_for_each_program_and_client_and_one_for_the_log()
 def test_a_client_may_send_to_doors_and_nowhere_else() -> None:
     sent = {local_subject(rule, SUBJECTS, "qabot") for rule in rules_for(Role.CLIENT)}
     assert sent == {f"other.{door}.qabot" for door in ("ask", "submit", "result", "task", "outcome", "signal")} | {
-        "other.variables.qabot.get", "other.registry.guard.qabot",
+        "other.variables.qabot.get", "other.registry.guard.qabot", "other.dlq.qabot.retry", "other.dlq.qabot.drop",
     }
 
 

@@ -23,6 +23,12 @@ from dspex.core.events import (
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    AttemptDied,
+    BreakerClosed,
+    BreakerHalfOpened,
+    BreakerOpened,
+    DoorsClosed,
+    DoorsOpened,
     EffectRecorded,
     Event,
     Held,
@@ -30,6 +36,7 @@ from dspex.core.events import (
     KeyBound,
     OutcomeReported,
     Payload,
+    Permit,
     ProgramRegistered,
     ProgramReloaded,
     ProgramScaled,
@@ -68,7 +75,9 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     OutcomeReported: st.builds(OutcomeReported, program=text, outcome=raw),
     SignalSent: st.builds(SignalSent, program=text, signal=raw),
     SignalReceived: st.builds(SignalReceived, name=text, position=number, value=raw, held=maybe),
-    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text),
+    TaskClaimed: st.builds(TaskClaimed, attempt=number, agent=text, assignment=text, code=text,
+        alone=st.just(UNSET) | st.booleans()),
+    AttemptDied: st.builds(AttemptDied, attempt=number, agent=text, reason=text, alone=st.booleans()),
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
         arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
@@ -105,6 +114,16 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ),
     AgentGaveUp: st.builds(AgentGaveUp, reason=text, restarts=number),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
+    BreakerOpened: st.builds(
+        BreakerOpened, reason=text, calls=number, failures=number, slow=number, window=text, since=seconds, due=seconds
+    ),
+    BreakerHalfOpened: st.builds(
+        BreakerHalfOpened, calls=number, failures=number, slow=number, since=seconds,
+        permits=st.lists(st.builds(Permit, holder=text, until=seconds), max_size=3),
+    ),
+    BreakerClosed: st.builds(BreakerClosed, reason=text, calls=number, failures=number, slow=number, by=text),
+    DoorsClosed: st.builds(DoorsClosed, reason=text, message=text, program=text, used=number, limit=number),
+    DoorsOpened: st.builds(DoorsOpened, program=text, used=number, limit=number),
 }  # fmt: skip
 unknown = st.builds(UnknownEvent, type=st.from_regex(r"[A-Z][a-zA-Z]{0,20}New", fullmatch=True), data=raw)
 

@@ -6,15 +6,23 @@ import pytest
 from msgspec import Raw
 
 from dspex.core.aggregates import FOLDS, AgentState, FleetState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.breaker import BreakerState
+from dspex.core.doors import DoorsState
 from dspex.core.events import (
     AgentCrashed,
     AgentGaveUp,
     AgentStarted,
     AgentStopped,
     AssignmentProposed,
+    BreakerClosed,
+    BreakerHalfOpened,
+    BreakerOpened,
+    DoorsClosed,
+    DoorsOpened,
     Event,
     KeyBound,
     Payload,
+    Permit,
     ProgramRegistered,
     ProgramReloaded,
     ProgramScaled,
@@ -52,6 +60,15 @@ LIVES: dict[str, list[Payload]] = {
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
         AgentGaveUp(reason="no luck", restarts=2),
     ],
+    "breaker": [
+        BreakerOpened(reason="failures", calls=9, failures=8, slow=1, window="10 s", since=1.0, due=2.0),
+        BreakerHalfOpened(permits=[Permit("a", 4.0)], since=1.0), BreakerHalfOpened(calls=1, since=1.0),
+        BreakerClosed(reason="trial", calls=3),
+    ],
+    "doors": [
+        DoorsClosed(reason="open", message="m", program="p", used=9, limit=5), DoorsOpened(program="p"),
+        DoorsClosed(reason="room", message="m", used=9, limit=5),
+    ],
     "variables": [AssignmentProposed(assignment=name, values={"n": 1, "s": "x"}, who="me") for name in ("one", "two")],
 }  # fmt: skip
 ENDS = {
@@ -60,6 +77,8 @@ ENDS = {
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
     "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
+    "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
+    "doors": DoorsState(DoorsClosed(reason="room", message="m", used=9, limit=5)),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),
 }
 

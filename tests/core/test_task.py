@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from dspex.core.events import (
+    AttemptDied,
     EffectRecorded,
     Event,
     Head,
@@ -28,7 +29,7 @@ from dspex.core.events import (
     TaskSubmitted,
     UnknownEvent,
 )  # fmt: skip
-from dspex.core.task import TERMINAL, Status, TaskState, fold, may_attempt
+from dspex.core.task import TERMINAL, Status, TaskState, fold
 
 
 def events(*payloads: Payload, start: int = 1) -> list[Event]:
@@ -110,23 +111,25 @@ def test_the_submission_has_no_version_and_leaves_the_head() -> None:
     assert state.head == Head() and state.input is not None
 
 
-def test_an_attempt_that_may_not_be_tried_again() -> None:
-    assert may_attempt(fold([]), 3)
-    assert may_attempt(fold(events(claim(2))), 3)
-    assert not may_attempt(fold(events(claim(2), claim(3))), 3)
-    assert not may_attempt(fold(events(claim(), DONE)), 3)
+DIED = AttemptDied(attempt=2, agent="a", reason="SIGKILL", alone=True)
 
 
-def test_going_to_sleep_is_no_failed_attempt() -> None:
-    slept = [claim(1), TaskSleeping(key="a", until=1.0), claim(2), TaskSleeping(key="b", until=2.0), claim(3)]
-    assert may_attempt(fold(events(*slept)), 3)
-    assert may_attempt(fold(events(*slept, claim(4))), 3)
-    assert not may_attempt(fold(events(*slept, claim(4), claim(5))), 3)
+def test_deaths_are_counted_until_the_task_comes_to_rest() -> None:
+    died = [claim(2), DIED, claim(3)]
+    assert fold(events(*died)).deaths == (DIED,)
+    for rest in (TaskSleeping(key="a", until=1.0), TaskRetried(retry=1, type="t", message="m", until=1.0)):
+        assert fold(events(*died, rest)).deaths == ()
+
+
+def test_a_claim_says_where_it_stands_and_whether_it_is_alone() -> None:
+    state = fold(events(claim(1), TaskClaimed(attempt=2, agent="a", assignment="x", alone=True)))
+    assert (state.claimed_at, state.alone) == (102, True)
+    assert not fold(events(claim(3), start=103), state).alone
 
 
 payloads = st.lists(
     st.sampled_from(
-        [claim(1), claim(2), TaskSleeping(key="k", until=1.0), TaskRetried(retry=1, type="t", message="m", until=1.0),
+        [claim(1), claim(2), DIED, TaskSleeping(key="k", until=1.0), TaskRetried(retry=1, type="t", message="m", until=1.0),
          *(payload for payload, _ in ENDINGS), UnknownEvent(type="New", data=Raw(b"{}"))]
     ),
     max_size=12,
@@ -143,9 +146,3 @@ def test_folding_in_two_steps_is_folding_at_once(found: Sequence[Payload], cut: 
 def test_the_head_is_that_of_the_last_event(found: Sequence[Payload]) -> None:
     story = events(*found)
     assert fold(story).head == (Head(len(story), 100 + len(story)) if story else Head())
-
-
-@given(payloads, st.integers(1, 5))
-def test_an_ended_task_is_never_tried_again(found: Sequence[Payload], limit: int) -> None:
-    state = fold(events(*found))
-    assert not (state.ended and may_attempt(state, limit))

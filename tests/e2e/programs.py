@@ -84,6 +84,12 @@ class Work(Program):
         return self.check_output(_act(input.do, input.text))
 
 
+class Long(Work):
+    """The same, and has the time."""
+
+    timeout = 60.0
+
+
 class Thread(Program):
     """Does what it is told, in a thread."""
 

@@ -94,7 +94,10 @@ async def test_one_that_exits_the_process_is_set_aside_after_its_attempts(plain:
     reply = await plain.final(program, task)
     assert reply.code == 500 and reply.error["type"] == "TaskDeadLettered"
     story = await plain.until_ended(program, [task])
-    assert story.types(f"task.{program}.{task}") == ["TaskClaimed", "TaskClaimed", "TaskDeadLettered"]
+    types = story.types(f"task.{program}.{task}")
+    assert types[-1] == "TaskDeadLettered" and types.count("AttemptDied") >= 3
+    reason = story.events(f"task.{program}.{task}")[-1]["data"]["reason"]
+    assert "exit 3 (3 times) with nothing else in its process" in reason
     assert (await plain.ask(program, {"text": "on"})).json["text"] == "on"
 
 

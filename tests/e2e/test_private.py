@@ -341,9 +341,3 @@ async def test_agents_killed_at_random_leave_nothing_in_the_open(systems: Launch
             assert (types.count("InputSealed"), types.count("TaskCompleted")) == (1, 1)
     system.stop()
     assert found_in(system.data, WORD) == []
-
-
-def test_under_access_rules_a_private_program_is_refused_in_words(systems: Launch) -> None:
-    system = systems((f"{HERE}:Vetting", 1), secure=True).launch()
-    assert "vetting has private or secret fields, and access rules give agents no way to the keys" in system.event("refused")["reason"]
-    assert system.wait() == 1

@@ -63,7 +63,9 @@ async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: Sy
                 write(file, 1, slow)
                 await teller.fleet("echo")
                 asked = asyncio.create_task(reload(teller))
-                until(lambda: len(agents(system)) == 3, what="no new agent begins")
+                async with asyncio.timeout(120):
+                    while len(agents(system)) < 3:
+                        await asyncio.sleep(0.02)
                 os.kill(system.supervisor(), signal.SIGKILL)
                 answer = await asked  # it was asked again, and the new supervisor rolled over to what it had already
                 assert [it["program"] for it in answer["programs"]] == ["echo"], answer
@@ -98,7 +100,7 @@ async def test_code_that_cannot_serve_is_refused_and_touches_nobody(systems: Sys
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 0
             until(lambda: not any(called(pid).startswith("loader") for pid in system.below_supervisor()))
             story = await plain.story()
-            assert not story.all_of("ProgramReloaded") and not story.all_of("AgentGaveUp")
+            assert not story.all_of("ProgramReloaded")
             write(file, 2, **{"n: int\n        seconds": "m: int = 0\n        n: int = 0\n        seconds"})
             assert (await reload(plain, replace=True))["programs"][0]["agents"] == 2
             assert (await plain.ask("echo", {"m": 1})).json["version"] == 2

@@ -65,7 +65,7 @@ class Crowd:
     _working: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def __aenter__(self) -> Crowd:
-        self._working = [asyncio.create_task(self._submit()), *(asyncio.create_task(self._ask()) for _ in range(3))]
+        self._working = [asyncio.create_task(self._submit()), *(asyncio.create_task(self._ask()) for _ in range(2))]
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -86,7 +86,7 @@ class Crowd:
                 self.tasks.append(await self.plain.submit("echo", {"n": len(self.tasks), "seconds": 0.01}))
             except WRONG as error:  # it may have been stored: the log tells
                 self.refused.append(f"submit: {error!r}")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.02)
 
     async def _ask(self) -> None:
         while not self._stop:
@@ -98,4 +98,4 @@ class Crowd:
                     self.versions.append(reply.json["version"])
             except WRONG as error:
                 self.refused.append(f"ask: {error!r}")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.02)

@@ -19,7 +19,7 @@ from dspex.store import JetStreamLog
 from dspex.store.contract import LogContract, commit
 
 if TYPE_CHECKING:
-    from tests.conftest import Cluster
+    from tests.clusters import Cluster
 
 
 class TestJetStreamCluster(LogContract):

@@ -1,0 +1,38 @@
+"""A program most of whose tasks are good, and some end their process in one of several ways."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+
+from dspex import Program, Schema
+
+
+class Careful(Program):
+    """Says its number again after a while, unless it is told to end the process."""
+
+    timeout = 60.0
+
+    class Input(Schema):
+        n: int
+        do: str = ""
+        seconds: float = 0.05
+
+    class Output(Schema):
+        n: int
+
+    async def predict(self, input: Input) -> Output:
+        await asyncio.sleep(input.seconds)
+        match input.do:
+            case "exit":
+                os._exit(3)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "segfault":
+                ctypes.string_at(0)
+            case "sleep":
+                await self.sleep(2)
+                os._exit(4)
+        return self.Output(n=input.n)
