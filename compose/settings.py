@@ -58,7 +58,7 @@ def _scale(value: object) -> object:
     scale = Scale.read(str(value))
     if not scale.least:
         raise ValueError("there must be one at least")
-    return scale
+    return scale if scale.automatic else scale.most
 
 
 class ProgramSettings(_Frozen):
@@ -143,11 +143,16 @@ class Settings(_Frozen):
     prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
     durability: Literal["power", "process"] = "power"
     log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
-    agents: Annotated[Scale, BeforeValidator(_scale)] = Scale(1, 1)
+    agents: Annotated[int | Scale, BeforeValidator(_scale)] = 1
     programs: dict[str, ProgramSettings] = {}
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()
     doors: DoorsSettings = DoorsSettings()
+
+    @property
+    def scale(self) -> Scale:
+        """`agents` as bounds."""
+        return Scale(self.agents, self.agents) if isinstance(self.agents, int) else self.agents
 
 
 class Place(BaseModel):

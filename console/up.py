@@ -115,11 +115,11 @@ def _plans(
         path, _ = split_app(app)
         if not path.is_file():
             raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
-        return settings, [Plan(app, settings.agents.least, scale=settings.agents)]
+        return settings, [Plan(app, settings.scale.least, scale=settings.scale)]
     folder = toml.parent if toml else Path()
     plans = []
     for name, program in settings.programs.items():
-        scale = settings.agents if agents else program.scale
+        scale = settings.scale if agents else program.scale
         begins = scale.least if agents else (program.agents or scale.least)
         plans.append(Plan(str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue))
     if not plans:
