@@ -35,8 +35,8 @@ figures: $(VENV)/.test         ## the log read, folded, found in, archived; besi
 steps: $(VENV)/.test           ## durable steps a second, beside LangGraph and DBOS
 	$(VENV)/bin/python benchmarks/durable_steps.py $(ARGS)
 
-chaos: $(VENV)/.test           ## 1,000 tasks while everything is killed in turn
-	$(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+chaos: $(VENV)/.test           ## faults under load: 10,000 tasks a class, and a checker of what clients were told
+	$(RUN) benchmarks.chaos $(ARGS)
 
 soak: $(VENV)/.test            ## an hour at 80 % of what the machine can do, with faults: does anything grow?
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)

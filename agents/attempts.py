@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,9 @@ from dspex.agents.fates import PATIENCE, Fates
 from dspex.agents.forking import begin_fork
 from dspex.agents.guards import can_erase
 from dspex.agents.isolation import ELSEWHERE, Isolation
+from dspex.agents.limits import Limits
+from dspex.agents.owners import limited_by
+from dspex.agents.pacing import Gate
 from dspex.agents.recorder import Suspended
 from dspex.agents.registered import Registered
 from dspex.agents.run import Run
@@ -49,6 +52,11 @@ __all__ = ["Attempts"]
 
 logger = logging.getLogger("dspex.agents")
 
+TURN = 0.1
+"""Seconds that a task holds a slot while it waits for the turn of its tenant or study."""
+AGAIN = 1.0
+"""Seconds until it is delivered again when that did not come."""
+
 
 class Attempts:
     """Makes attempts on the tasks of one program. `cancelled` are tasks that are said to be cancelled; `done` hears of
@@ -58,26 +66,50 @@ class Attempts:
         self, program: Program, *, code: str, source: str, place: Registered, client: Client, log: Log,
         subjects: Subjects, guard: Guard, vault: Vault, endings: Endings, runner: Runner, assignments: Assignments,
         versions: Versions, cancelled: Container[int], done: Callable[[Run], None], isolation: Isolation,
+        limits: Limits,
     ) -> None:  # fmt: skip
         self.program, self.name, self.code, self.source = program, program.name, code, source
         self.place, self.client, self.log, self.subjects = place, client, log, subjects
         self.guard, self.vault, self.endings, self._runner = guard, vault, endings, runner
         self.assignment = program.assignment.hash
         self.assignments, self._instances = assignments, Instances(program, assignments)
-        self._versions, self._cancelled, self._done = versions, cancelled, done
+        self._versions, self._cancelled, self._done, self._limits = versions, cancelled, done, limits
         self._isolation, self._fates = isolation, Fates(log, program.name)
 
     async def attempt(self, run: Run) -> None:
         """Work on a task until it has ended, sleeps, or is somebody else's. Raises LogError, ConnectionFailed and
         Superseded: it is delivered again then."""
+        gates = await self._admitted(run)
+        if gates is None:
+            await self._versions.put_off(run, AGAIN)
+            return
         try:
             if self._isolation.closed:
                 self._heed_deadline(run, run.delivery.message.headers if run.delivery.message.has_headers else None)
                 await self._isolation.enter(run)
             await self._attempt(run)
         finally:
+            for gate in gates:
+                gate.leave()
             if run.company is not Company.ANY:
                 self._isolation.leave(run)
+
+    async def _admitted(self, run: Run) -> Sequence[Gate] | None:
+        """Find out whose limits hold for the task, and wait a moment for its turn under them; None: not now."""
+        message = run.delivery.message
+        headers = message.headers if message.has_headers else None
+        if headers is None and not self.subjects.tenants:
+            return ()
+        run.limited = limited_by(self.subjects, message.subject, headers)
+        if not (run.limited and self._limits.by_caller):
+            return ()
+        try:
+            deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
+        except InvalidInput:
+            return ()  # which ends it
+        if deadline is not None and deadline <= time.time():
+            return ()  # and so does this
+        return await self._limits.enter(run.limited, TURN)
 
     async def _attempt(self, run: Run) -> None:
         message = run.delivery.message

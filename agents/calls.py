@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -39,14 +41,17 @@ class Calls:
         self.guards = Guards(client, subjects, math.inf)  # the caller's own time is the bound
         self._open: dict[str, set[tuple[str, str]]] = {}
 
-    async def call(self, program: str, body: bytes, key: str, parent: str) -> bytes:
+    async def call(
+        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({})
+    ) -> bytes:
         """The output of `program` for `body`. Ends when the other task ends: the caller's own time is the bound.
+        `more` are headers of its submission.
 
         Raises TaskError as the other task ended, NotFound when there is no such program.
         """
         if not valid_token(program):
             raise NotFound(f"{program[:80]!r} is no program's name")
-        headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent}
+        headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent, **more}
         task = await self._submit(program, body, headers)
         called = self._open.setdefault(parent, set())
         called.add((program, task))

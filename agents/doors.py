@@ -125,6 +125,8 @@ class Doors:
         h.key_of(headers)
         h.deadline_of(headers, 0.0)
         self._worker.program.decode(request.data)
+        if self._worker.limits.known:
+            self._worker.limits.refuse(headers, self._worker.pending)
         return headers
 
     def _store(self, request: Request, body: bytes, headers: dict[str, str], then: _Then) -> None:

@@ -1,6 +1,6 @@
 """What the archivist is asked: which tasks there are, what state an aggregate had, how far the views are.
 
-The subjects are `dspex.archive.tasks`, `.state`, `.mentions` and `.views`; bodies and replies are JSON.
+The subjects are `dspex.archive.tasks`, `.state`, `.mentions`, `.costs` and `.views`; bodies and replies are JSON.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from msgspec import Raw, Struct
 from dspex.agents.projecting import Projecting
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, events_of
+from dspex.core.costs import CostQuery
 from dspex.core.errors import InvalidInput, LogCorrupt, LogError, Unavailable
 from dspex.core.events import TaskCompleted, TaskSubmitted
 from dspex.core.find import Found, TaskQuery
 from dspex.core.subjects import Subjects
 from dspex.store.chain import Row, entry_of
+from dspex.store.costs import costs_of
 from dspex.store.finding import find, mentions_of
 from dspex.store.projections import View, Views
 from dspex.store.reading import SELECT
@@ -66,6 +68,7 @@ class Finding:
     def serve(self, service: Service) -> None:
         for verb, handler in (
             ("tasks", self.tasks), ("state", self.state), ("mentions", self.mentions), ("views", self.views),
+            ("costs", self.costs),
         ):  # fmt: skip
             service.serve(Endpoint(f"archive-{verb}", self._subjects.archive(verb), handler))
 
@@ -100,6 +103,11 @@ class Finding:
             lambda views, rows: mentions_of(views, named.program, named.task)
         )
         request.respond(msgspec.json.encode({"positions": positions, "position": position}))
+
+    async def costs(self, request: Request) -> None:
+        query = _read(request.data, CostQuery)
+        found = await self._projecting.with_views(lambda views, rows: costs_of(views, query), query.position)
+        request.respond(msgspec.json.encode(found))
 
     async def views(self, request: Request) -> None:
         change = _read(request.data, _Change)

@@ -6,6 +6,7 @@ After that the fork needs its parent for nothing: it is resumed, replayed, expor
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from dspex.agents.owners import same_tenant
@@ -15,7 +16,7 @@ from dspex.agents.run import Run
 from dspex.agents.writer import MAX_COMMIT, RECORD, Superseded
 from dspex.core.codec import decode_commit
 from dspex.core.errors import NotFound
-from dspex.core.events import EffectRecorded, Event, TaskForked
+from dspex.core.events import EffectRecorded, Event, Payload, TaskForked
 from dspex.core.fork import Shared, shared
 from dspex.core.history import remembered
 from dspex.core.ports import Conflict, Log
@@ -39,7 +40,7 @@ async def begin_fork(run: Run, parent: str, at: int, log: Log, subjects: Subject
     todo = part.records[copied:]
     while todo:
         batch, todo = _first(todo)
-        copies = run.events([event.data for event in batch])
+        copies = run.events([_unpaid(event.data) for event in batch])
         # What an event was copied from is what caused it.
         history += await _commit(
             run, [replace(copy, causation=event.id) for copy, event in zip(copies, batch, strict=True)]
@@ -64,6 +65,11 @@ async def _shared(run: Run, parent: str, at: int, log: Log, subjects: Subjects, 
         raise NotFound(f"{run.program} has no task {parent} to fork")
     entries = await log.read(aggregate("task", run.program, parent))
     return shared((it for each in entries for it in decode_commit(each.body, each.position)), parent, at, retry=retry)
+
+
+def _unpaid(payload: Payload) -> Payload:
+    """A record whose effect the parent has paid for: a fork pays nothing for it."""
+    return msgspec.structs.replace(payload, usage=UNSET) if isinstance(payload, EffectRecorded) else payload
 
 
 def _first(todo: list[Event]) -> tuple[list[Event], list[Event]]:

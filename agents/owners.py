@@ -9,10 +9,11 @@ import msgspec
 from dspex.bus.client import Client
 from dspex.core.access import Role, account_of
 from dspex.core.codec import NOT_JSON
-from dspex.core.headers import REQUEST_INFO
+from dspex.core.headers import REQUEST_INFO, STUDY
+from dspex.core.limits import Scope
 from dspex.core.subjects import Subjects
 
-__all__ = ["asker_of", "may_see", "same_tenant"]
+__all__ = ["asker_of", "limited_by", "may_see", "same_tenant"]
 
 _EVERYWHERE = account_of(Role.CONSOLE)
 
@@ -31,6 +32,14 @@ def asker_of(client: Client, headers: Mapping[str, str]) -> str:
     except (*NOT_JSON, AttributeError):
         account = None
     return account if isinstance(account, str) and account else "?"
+
+
+def limited_by(subjects: Subjects, subject: str, headers: Mapping[str, str] | None) -> tuple[Scope, ...]:
+    """Whose limits hold for a task that was stored under a subject: its tenant's, where the server says who that is,
+    and its study's. A client's account is `CLIENT_alice`, its tenant `alice`."""
+    tenant, study = subjects.tenant_of(subject), headers.get(STUDY, "") if headers else ""
+    found = [Scope("tenant", tenant.removeprefix(account_of(Role.CLIENT)))] if tenant else []
+    return tuple([*found, Scope("study", study[:256])] if study else found)
 
 
 def may_see(asker: str, tenant: str) -> bool:

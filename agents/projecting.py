@@ -22,6 +22,7 @@ from dspex.core.events import Event
 from dspex.core.subjects import Subjects
 from dspex.store.archive import Archive
 from dspex.store.chain import GAP, Row, entry_of
+from dspex.store.costs import COSTS
 from dspex.store.due import DUE
 from dspex.store.projections import Projection, Views, damaged, throw_away
 from dspex.store.reading import SELECT, connect, finished
@@ -35,7 +36,7 @@ logger = logging.getLogger("dspex.agents")
 T = TypeVar("T")
 
 VIEWS = "views.db"
-PROJECTIONS: tuple[Projection, ...] = (TASKS, TEXT, SNAPSHOTS, DUE)
+PROJECTIONS: tuple[Projection, ...] = (TASKS, TEXT, SNAPSHOTS, DUE, COSTS)
 """What every archive has beside it; one more is one more line here."""
 MAX_GROUP = 1000
 """Rows of the archive that are taken in by one transaction."""

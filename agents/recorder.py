@@ -18,16 +18,18 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
-from dspex.core.errors import EffectFailed, LimitExceeded, ProgramFailed
-from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping
+from dspex.core.errors import BreakerOpen, BudgetExhausted, EffectFailed, LimitExceeded, ProgramFailed
+from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping, Usage
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
+from dspex.core.spending import Cost, usage_of
 
-__all__ = ["Attempt", "Recorder", "Suspended"]
+__all__ = ["Attempt", "Recorder", "Renewing", "Reserved", "Suspended"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -45,9 +47,27 @@ MAX_WAIT = 100 * 365 * 86_400.0
 """Seconds that a sleep or a wait may take."""
 
 
+_NOT_CALLED = f"{BreakerOpen.__module__}:{BreakerOpen.__qualname__}"
+
+
 class Suspended(BaseException):
     """The run ends here: the task waits for what may take long, or it cannot go on in this process. Not an Exception,
     so that no program takes it for one of its own."""
+
+
+class Renewing(Exception):
+    """A budget is used up, and whoever meets it waits until it renews at `until` (seconds since the epoch)."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__(until)
+        self.until = until
+
+
+class Reserved(Protocol):
+    """What is reserved of all budgets for one effect."""
+
+    def settle(self, usage: Usage) -> None:
+        """The effect is over and has cost this; the rest is free again."""
 
 
 class Attempt(Writing, Protocol):
@@ -79,6 +99,12 @@ class Attempt(Writing, Protocol):
 
     def seal_effect(self, place: str) -> None:
         """Have the record of the effect at a place sealed."""
+
+    async def reserve(self, cost: Cost, read_only: bool) -> Reserved:
+        """Reserve what an effect may cost of every budget that it counts to. Raises BudgetExhausted, Renewing."""
+
+    def charge(self, usage: Usage) -> None:
+        """An effect has cost what nobody had said before."""
 
     def suspend(self) -> None:
         """End the program's run here; what it waits for is in `waits` of the recorder."""
@@ -112,26 +138,60 @@ class Recorder:
         self._check_loop()
         record = self._look_up(call)
         if record is None:
-            self._under_way += 1
-            try:
-                with Performing(self._life, call.key):
-                    # What may be done again need not wait, within a bound.
-                    refused = self._attempt.breakers.refusal(call) if call.breaker else None
-                    if refused is None and call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
-                        try:
-                            await self.writer.flush()
-                        except Exception as error:
-                            self._break(error)
-                        self._check()
-                    record = await self._act(call) if refused is None else failed(call, refused, 0.0)
-            finally:
-                self._under_way -= 1
-                self._active = self._loop.time()
+            record = await (self._pay(call) if call.cost else self._do(call))
             self._check()
             self._note(record)
             if call.outside:
                 self.writer.write_soon()
         return outcome_of(call, record)
+
+    async def _do(self, call: Call) -> EffectRecorded:
+        """Perform an effect, with everything it may depend on in the log, and say what it has cost."""
+        self._under_way += 1
+        try:
+            with Performing(self._life, call.key) as performing:
+                refused = self._attempt.breakers.refusal(call) if call.breaker else None
+                if refused is not None:
+                    return failed(call, refused, 0.0)
+                # What may be done again need not wait, within a bound.
+                if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
+                    try:
+                        await self.writer.flush()
+                    except Exception as error:
+                        self._break(error)
+                    self._check()
+                record = await self._act(call)
+                called = not (call.breaker and record.error == _NOT_CALLED)
+                usage = usage_of(call.cost, performing.spent, call.read_only) if called else None
+        finally:
+            self._under_way -= 1
+            self._active = self._loop.time()
+        if usage and not call.cost:
+            self._attempt.charge(usage)
+        return replace(record, usage=usage) if usage else record
+
+    async def _pay(self, call: Call) -> EffectRecorded:
+        """Perform an effect with what it may cost reserved. A budget that is used up is what it raised, or is waited
+        for. However it is cut off, it may have been paid."""
+        assert call.cost
+        while True:
+            try:
+                with self._busy(), unseen():
+                    reserved = await self._attempt.reserve(call.cost, call.read_only)
+                break
+            except BudgetExhausted as error:
+                return failed(call, error, 0.0)
+            except Renewing as wait:
+                until = wait.until
+            await self._park(TaskSleeping(key=call.key, until=until))
+            self._check()
+        usage = usage_of(call.cost, None, call.read_only)
+        try:
+            record = await self._do(call)
+            usage = record.usage or None
+        finally:
+            reserved.settle(usage or Usage())
+        return record
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()

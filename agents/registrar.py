@@ -23,6 +23,7 @@ from dspex.agents.doorkeeper import Doorkeeper
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.guards import Told
 from dspex.agents.journal import events_for, head_of, record
+from dspex.agents.limiter import Limiter
 from dspex.agents.link import Link
 from dspex.agents.process import live, work_until
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
@@ -53,7 +54,8 @@ class RegistrarSpec:
     """What a registrar is to be. `replicas` is how many copies of the log are kept where the cluster allows, `known`
     the log that must be there. With any `log` but JetStream's this process owns the log, in the data folder `folder`.
     `alone`: nobody else has a log on this server. `master` refers to the master key of private values; `marks` say
-    when the stored doors are closed."""
+    when the stored doors are closed. `limits` are those of the configuration, which counts since `limits_since`
+    (seconds since the epoch)."""
 
     name: str
     url: str
@@ -66,6 +68,8 @@ class RegistrarSpec:
     durability: Literal["power", "process"] = "power"
     alone: bool = False
     master: str = ""
+    limits: dict[str, dict[str, str]] = field(default_factory=dict)
+    limits_since: float = 0.0
     marks: Marks = field(default_factory=Marks)
 
     @property
@@ -174,12 +178,19 @@ class _Registrar:
         )  # fmt: skip
         await self.keeper.recall()
         await self._set_doors(list(self.programs))
+        limiter = Limiter(self.log, self.subjects, self.source)
+        fresh = self.spec.alone and not self.life.restarts
+        await limiter.recall(fresh=fresh)
+        await limiter.configure(self.spec.limits, self.spec.limits_since, fresh=fresh)
+        limiter.serve(service)
         service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
         service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
-        work = (self._register_all(), lease.keep(), self.ground.work(), self.keeper.work())
+        work = (
+            self._register_all(), lease.keep(), self.ground.work(), self.keeper.work(), limiter.work(),
+        )
         working = [asyncio.create_task(each) for each in work]
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)

@@ -14,16 +14,20 @@ from msgspec.structs import replace
 from dspex.agents.breakers import Breakers
 from dspex.agents.calls import Calls
 from dspex.agents.journal import events_for
+from dspex.agents.limits import Limits, Paid
 from dspex.agents.recorder import Recorder
 from dspex.agents.vault import Key, Vault, kept_input
 from dspex.agents.waiting import Waiting
 from dspex.bus.pull import Delivery, Slots
+from dspex.core import headers as h
 from dspex.core.effects import Scope
 from dspex.core.errors import Forgotten, NotFound
-from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed
+from dspex.core.events import EffectRecorded, Event, Head, Payload, SignalReceived, TaskClaimed, Usage
+from dspex.core.limits import Scope as Limited
 from dspex.core.ports import Appended, Conflict, Log
 from dspex.core.program import Program
 from dspex.core.sealing import INLINE, Guard, value_of
+from dspex.core.spending import Cost
 from dspex.core.suspicion import Company
 
 __all__ = ["Run", "Seat"]
@@ -50,6 +54,7 @@ class Seat:
     """Seconds that one attempt may take."""
     lenient: bool = False
     """What was recorded counts, although the code asks for it otherwise now."""
+    limits: Limits | None = None
 
 
 class Run:
@@ -212,11 +217,27 @@ class Run:
         """The branches of the run that have not ended, without the main one."""
         return self._scope.live if self._scope else set()
 
+    # -- limits
+
+    limited: tuple[Limited, ...] = ()
+    """The tenant and the study whose limits hold for the task, beside its program's and the agent's."""
+
+    async def reserve(self, cost: Cost, read_only: bool) -> Paid:
+        """Reserve what an effect may cost of every budget that it counts to. Raises BudgetExhausted, Renewing."""
+        assert self.seat.limits, "an agent has limits"
+        return await self.seat.limits.reserve(self.limited, cost, read_only)
+
+    def charge(self, usage: Usage) -> None:
+        """An effect has cost what nobody had said before."""
+        assert self.seat.limits, "an agent has limits"
+        self.seat.limits.charge(self.limited, usage)
+
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         """Run another program for this task."""
         if (await self.seat.calls.guards.of(program)).private:
             self.seal_effect(f"call.{program}")
-        return await self.seat.calls.call(program, body, key, self.id)
+        study = next((scope.name for scope in self.limited if scope.kind == "study"), "")
+        return await self.seat.calls.call(program, body, key, self.id, {h.STUDY: study} if study else {})
 
     async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""

@@ -35,6 +35,8 @@ logger = logging.getLogger("dspex.agents")
 _at_work: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[int, Any]] = WeakKeyDictionary()
 """In which loops tasks are worked on, how many, and the task factory that the loop had before."""
 
+LIMITS_WAIT = 2.0
+"""Seconds for the limiter to answer."""
 LOOK = 0.25
 """Seconds between two looks at a task that sleeps, or that another has taken."""
 
@@ -65,6 +67,7 @@ async def work_alone(
         on_worn=lambda why: logger.warning(why), place=place, master=master,
     )  # fmt: skip
     worker.keep_time()
+    await worker.limits.begin(patience=LIMITS_WAIT)
     _number_branches(1)
     try:
         if not again:
@@ -86,6 +89,7 @@ async def work_alone(
             await asyncio.sleep(LOOK)
     finally:
         await worker.drain(Patience(0.0))
+        await worker.limits.finish()
         _number_branches(-1)
 
 

@@ -89,7 +89,10 @@ class Versions:
             await self._give_up(run, self._unavailable(wanted, patience))
             return
         self._say(run.id, wanted)
-        delay = min(max((time.time() - since) / 4, SOONEST), LATEST)
+        await self.put_off(run, min(max((time.time() - since) / 4, SOONEST), LATEST))
+
+    async def put_off(self, run: Run, delay: float) -> None:
+        """Have the task delivered again after so many seconds."""
         if isinstance(run.delivery, Woken):
             # A wake that is delivered again says that its taker died; so this one ends, and another one comes.
             await self._waiting.arm(run.id, time.time() + delay)

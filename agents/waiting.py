@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from dspex.agents import keys
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.guards import can_erase, erase_entry
 from dspex.agents.journal import events_for, head_of
@@ -28,7 +29,7 @@ from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339, sealed_in
-from dspex.core.errors import ConnectionFailed, LogCorrupt, LogError, TaskError
+from dspex.core.errors import ConnectionFailed, InvalidInput, LogCorrupt, LogError, TaskError
 from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
@@ -166,14 +167,28 @@ class Waiting:
     async def receive(self, delivery: Delivery) -> None:
         """A signal came through its door: into the inbox of its task, and wake the task if it waits for it."""
         body = _named(await self._opened(delivery.message))
-        task, name = str(body.get("task", "")), body.get("name")
+        entry, name = await self._meant(str(body.get("task", ""))), body.get("name")
+        task = str(entry.position) if entry else ""
         # One at a time for a task, so that they are filed in the order in which they came.
         async with self._inboxes.setdefault(task, asyncio.Lock()):
-            await self._receive(delivery, task, name, body)
+            await self._receive(delivery, entry, name, body)
 
-    async def _receive(self, delivery: Delivery, task: str, name: object, body: dict[str, Any]) -> None:
+    async def _meant(self, task: str) -> Entry | None:
+        """The submission of the task that a signal names; of the one that has its key, when that is another. Who sent a
+        submission twice cannot know which of the two runs, and a signal to the other would be lost."""
         entry = await self._log.entry(int(task)) if task.isdecimal() and len(task) < 19 else None
-        known = entry is not None and self._subjects.door_of(entry.subject) == ("task", self._program)
+        if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
+            return None
+        state = await self.state(task)
+        owner = state.of if state.status == "duplicate" else task
+        if state.status in ("submitted", "running") and (key := _key_of(entry)) is not None:
+            # Bound here if it is not yet: the one that was named first is then the one that runs.
+            tenant = self._subjects.tenant_of(entry.subject)
+            owner = await keys.bind(self._log, self._program, key, task, self._source, tenant)
+        return entry if owner == task else await self._log.entry(int(owner))
+
+    async def _receive(self, delivery: Delivery, entry: Entry | None, name: object, body: dict[str, Any]) -> None:
+        task, known = str(entry.position) if entry else "", entry is not None
         if entry and known and not self._may_tell(delivery.subject, entry.subject):
             logger.warning("a signal to task %s is not from whoever submitted it: position %d", task, delivery.position)
             known = False
@@ -261,6 +276,15 @@ class _Signals:
             return await self._vault.key_of(*self._place)
         except TaskError:  # nobody has its key any more, so nobody is to read it
             return Key("forgotten", secrets.token_bytes(32))
+
+
+def _key_of(submission: Entry) -> str | None:
+    try:
+        return h.key_of(submission.headers)
+    except InvalidInput:
+        return None  # its task fails with that
+
+
 def times_of(events: Sequence[Event]) -> list[float]:
     """The times at which a sleeping task, whose events these are, is to be woken; the deadline is not among them."""
     times = [wait.until for wait in fold(events).waits if wait.until is not None]

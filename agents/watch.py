@@ -51,7 +51,7 @@ class Watch:
         self._stopped = threading.Event()
         self._client: Client | None = None
         self._stand_in: Service | None = None
-        self._said = 0.0
+        self._said = self._spoke = 0.0
         self._failed = False
 
     def start(self) -> None:
@@ -110,6 +110,9 @@ class Watch:
             logger.debug("no beat: %s", error)
         if now - self._worker.pulse > BLOCKED:
             self._say_blocked(now - self._worker.pulse)
+            if self._client and now - self._spoke > BLOCKED:
+                self._spoke = now
+                self._worker.limits.speak_for(self._client)
             self._stand_in_for_loop(held)
             over = [run for run in held if run.expires + GRACE <= now and not run.settling]
             if over:

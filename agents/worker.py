@@ -22,6 +22,7 @@ from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
 from dspex.agents.isolation import Isolation
+from dspex.agents.limits import Limits
 from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
@@ -60,6 +61,8 @@ WRITE_DOWN = 0.5
 """Seconds for the last records of the runs that a drain hands back."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
+PUT_OFF = 1.0
+"""Seconds until a task is woken again that found no permit to go on."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 MAX_CANCELLED = 1000
@@ -103,6 +106,8 @@ class Worker:
         self.calls = Calls(client, subjects)
         self.breakers = Breakers(client, log, subjects, self.name, agent)
         self._pullers: list[Puller] = []
+        self.limits = Limits(client, subjects, self.name, agent, self._slots, lambda: self.held)
+        self.limits.on_change.append(self._repace)
         queue = program.max_queue if max_queue is None else max_queue
         self.backlog = Backlog(
             client, (place.stream, place.consumer), self.name, queue,
@@ -122,11 +127,12 @@ class Worker:
             guard=self.guard, vault=self.vault, endings=self.endings, runner=Runner(program, limit, self._loop),
             assignments=self.assignments, versions=Versions(program, code, client, log, self.waiting, self.endings),
             cancelled=self._cancelled, done=self._free_slot, isolation=self.isolation,
+            limits=self.limits,
         )  # fmt: skip
         self._seat = Seat(
             agent, self.assignment, code, self.source, log, self.waiting, self.calls, MAX_OUTPUT, self._loop,
             self.vault, self.guard, breakers=self.breakers, timeout=program.timeout,
-            lenient=program.on_change == "finish",
+            lenient=program.on_change == "finish", limits=self.limits,
         )  # fmt: skip
 
     def vault_on(self, client: Client) -> Vault:
@@ -163,9 +169,27 @@ class Worker:
         )  # fmt: skip
         tasks.since = self.place.since
         self._pullers = [tasks, wakes, signals]
+        tasks.gate = self.limits if self.limits.paced else None
         for puller in self._pullers:
             puller.on_missing = on_missing
             puller.start()
+
+    @property
+    def held(self) -> int:
+        """Deliveries of tasks and wakes that are held."""
+        return sum(puller.held for puller in self._pullers[:2])
+
+    @property
+    def pending(self) -> int:
+        """About how many tasks wait to be delivered to anybody."""
+        return self._pullers[0].pending if self._pullers else 0
+
+    def _repace(self) -> None:
+        """Another limit is in force, or there is more or less room under it."""
+        if self._pullers:
+            tasks = self._pullers[0]
+            tasks.gate = self.limits if self.limits.paced else None
+            tasks.nudge()
 
     def _hold(self, still: bool) -> None:
         """Take no tasks for a while, or again: somebody has to be alone."""
@@ -237,8 +261,20 @@ class Worker:
         if woken is None or (held and not (isinstance(held.delivery, Woken) and held.delivery.wake == woken.wake)):
             puller.release()
             self.client.acknowledge(wake.message, ACK)  # it runs already, and looks at the time and its inbox itself
+        elif self.limits.crowded:
+            await self._put_off(woken, puller)
         else:
             self.take(woken, puller)
+
+    async def _put_off(self, woken: Woken, puller: Puller) -> None:
+        """So many tasks as may be are at work: this one is woken again, and a place is kept for it."""
+        try:
+            await self.waiting.arm(str(woken.position), time.time() + PUT_OFF)
+            self.client.acknowledge(woken.message, ACK)
+        except LogError as error:
+            logger.warning("a wake will be delivered again: %s", error)
+        puller.release()
+        self.limits.let_pass(2 * PUT_OFF)
 
     async def _signal(self, delivery: Delivery, puller: Puller) -> None:
         try:

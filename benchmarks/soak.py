@@ -111,7 +111,7 @@ class Load:
             await asyncio.sleep(0.002)
 
     async def settle(self) -> None:
-        while self._out:  # noqa: ASYNC110 - the client's own timeouts end this
+        while self._out:
             await asyncio.sleep(0.05)
 
     def _send(self) -> None:

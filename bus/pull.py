@@ -13,7 +13,7 @@ from dspex.core.errors import ConnectionFailed
 from dspex.core.headers import KNOWN, SUBJECT, TASK, TIME
 from dspex.core.ports import Subscription
 
-__all__ = ["Delivery", "Puller", "Queued", "Slots"]
+__all__ = ["Delivery", "Gate", "Puller", "Queued", "Slots"]
 
 logger = logging.getLogger("dspex.bus")
 
@@ -73,6 +73,20 @@ class Queued(Delivery):
         return self.message.headers.get(SUBJECT, "")
 
 
+class Gate(Protocol):
+    """What may be delivered now beyond what there are slots for."""
+
+    @property
+    def room(self) -> int:
+        """How many deliveries may come."""
+
+    def take(self) -> bool:
+        """One came; False when it came too late, and is handed back."""
+
+    def released(self) -> None:
+        """One is done with."""
+
+
 class Slots(Protocol):
     """Room for tasks."""
 
@@ -109,6 +123,9 @@ class Puller:
         """Called when nobody answers a pull: the consumer is gone, or its leader is for a moment."""
         self._retry: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self.gate: Gate | None = None
+        """Bounds what is asked for; None: nothing but the slots does."""
+        self._newest = b""
 
     @property
     def held(self) -> int:
@@ -118,6 +135,21 @@ class Puller:
     def hungry(self) -> bool:
         """Whether we have asked for something that has not come."""
         return self._asked > 0
+
+    @property
+    def pending(self) -> int:
+        """How many waited behind the newest delivery, when that came."""
+        tokens = self._newest.split(b".")
+        return int(tokens[8 if len(tokens) == 9 else 10]) if len(tokens) >= 9 else 0
+
+    def nudge(self) -> None:
+        """The gate has changed: ask for more, or take back what was asked for."""
+        if not self._running or self._paused:
+            return
+        if self.gate is not None and self._asked > max(self.gate.room, 0):
+            self._renew()
+        else:
+            self._ask()
 
     def start(self) -> None:
         self._running = True
@@ -152,16 +184,22 @@ class Puller:
     def release(self) -> None:
         """One delivery is done with."""
         self._held -= 1
+        if self.gate is not None:
+            self.gate.released()
         if self._running:
             self._ask()
 
     def _begin(self) -> None:
-        """Begin anew with another inbox: pulls made through the old one can deliver nothing any more."""
+        """Begin anew, when whatever was before may be lost."""
         if self._paused:
             return
         if self._begun:
             self.since = time.time() + SKEW
         self._begun = True
+        self._renew()
+
+    def _renew(self) -> None:
+        """Go on with another inbox: pulls made through the old one can deliver nothing any more."""
         if self._subscription:
             self._subscription.close()
         self._asked = 0
@@ -177,6 +215,8 @@ class Puller:
 
     def _ask(self) -> None:
         free = self._slots - self._held - self._asked
+        if self.gate is not None:
+            free = min(free, self.gate.room - self._asked)
         if free <= 0 or (self._asked and free < max(1, self._slots // 4)) or self._subscription is None:
             return
         self._asked += free
@@ -198,6 +238,10 @@ class Puller:
         except (KeyError, ValueError):
             logger.warning("a message on %s is none of ours; it is thrown away", message.subject)
             self._client.acknowledge(message, NEVER)
+            return
+        self._newest = message.raw_reply
+        if self.gate is not None and not self.gate.take():
+            self._client.acknowledge(message, NAK)
             return
         self._held += 1
         try:

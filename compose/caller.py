@@ -228,6 +228,13 @@ class Caller:
         reply = await self._request(self.subjects.variables(program, "get"), b"", 5.0, None)
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
+    async def limits(self, verb: str = "ls", *, who: str = "", **wanted: Any) -> dict[str, Any]:
+        """Ask the limiter: `ls` gives `{"limits": […]}`; `set` (`scope`, `limits`, `why`) and `clear` (`scope`) give
+        how the scope stands then. Raises InvalidInput, NotFound, Unavailable."""
+        body = msgspec.json.encode(wanted) if wanted else b""
+        reply = await self._request(self.subjects.limits(verb), body, 10.0, {h.ACTOR: who} if who else None)
+        return msgspec.json.decode(reply.data, type=dict[str, Any])
+
     async def propose(
         self, program: str, values: Mapping[str, Any], *, base: str | None = None, who: str = "", why: str = ""
     ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,8 @@ SUPERVISOR, REGISTRAR, LOG, ARCHIVIST, SERVER = "supervisor", "registrar", "log"
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system to run: what, on which data folder, on whose server (None: our own), and where its log is."""
+    """A system to run: what, on which data folder, on whose server (None: our own), and where its log is. `limits` are
+    those of the configuration by scope, `began` is since when they count (seconds since the epoch)."""
 
     plans: Sequence[Plan]
     data: Path = Path(".dspex")
@@ -66,6 +68,8 @@ class SystemSpec:
     master: str = ""
     watch: bool = False
     """Reload the programs when the author's files change."""
+    limits: dict[str, dict[str, str]] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
     marks: Marks = field(default_factory=Marks)
 
 
@@ -302,7 +306,8 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     role = REGISTRAR if spec.log == JETSTREAM else LOG
     registrar = RegistrarSpec(
         f"{role}-{name}", url, spec.prefix, credentials(Role.REGISTRAR), known=known, log=spec.log, folder=folder.path,
-        durability=spec.durability, alone=spec.nats is None, master=spec.master,
+        durability=spec.durability, alone=spec.nats is None, master=spec.master, limits=spec.limits,
+        limits_since=spec.began,
         marks=spec.marks,
     )  # fmt: skip
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dspex.agents.bounds import Bounds
 from dspex.core.doors import Marks
-from dspex.core.errors import ConfigurationError
+from dspex.core.errors import ConfigurationError, InvalidInput
+from dspex.core.limits import limit_of, parse_scope
 from dspex.core.scaling import Scale
 
 __all__ = [
@@ -102,6 +103,29 @@ class RetentionSettings(_Frozen):
         return Bounds(self.age, self.count, self.bytes)
 
 
+class LimitSettings(_Frozen):
+    """One `[limits.<scope>]` table, such as `[limits.qabot]` or `[limits."model:small"]`."""
+
+    rate: str | None = None
+    concurrency: int | str | None = None
+    usd: float | str | None = None
+    tokens: int | str | None = None
+    calls: int | str | None = None
+    when_exhausted: Literal["fail", "wait"] | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> LimitSettings:
+        try:
+            limit_of(self.texts())
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def texts(self) -> dict[str, str]:
+        """As a limit is written."""
+        return {name: str(value) for name, value in self if value is not None}
+
+
 def _share(value: object) -> object:
     """Reads `80%`; a plain number is a share of 1."""
     found = re.fullmatch(r"([0-9.]+)\s*%", value) if isinstance(value, str) else None
@@ -134,6 +158,13 @@ class PrivacySettings(_Frozen):
     key: Annotated[str, Field(pattern=r"^((env|file):.+)?$")] = ""
 
 
+def _scope(text: str) -> str:
+    try:
+        return str(parse_scope(text))
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
 class Settings(_Frozen):
     """Everything that can be set. `nats` None means the embedded server."""
 
@@ -148,6 +179,11 @@ class Settings(_Frozen):
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()
     doors: DoorsSettings = DoorsSettings()
+    limits: dict[Annotated[str, AfterValidator(_scope)], LimitSettings] = {}
+
+    def limit_texts(self) -> dict[str, dict[str, str]]:
+        """The limits as they are set, by scope."""
+        return {scope: limit.texts() for scope, limit in self.limits.items()}
 
     @property
     def scale(self) -> Scale:

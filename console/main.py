@@ -36,6 +36,8 @@ COMMANDS = {
     "restart": ("fleet", "restart"),
     "stop": ("fleet", "stop"),
     "tasks": ("tasks", "tasks"),
+    "cost": ("cost", "cost"),
+    "limits": ("limits", "limits"),
     "events": ("look", "events"),
     "replay": ("replay", "replay"),
     "diff": ("diff", "diff"),

@@ -25,7 +25,7 @@ PIPED = 240
 _GOOD = {"TaskCompleted"}
 _BAD = {
     "TaskFailed", "TaskCancelled", "TaskDeadLettered", "AttemptDied", "AgentCrashed", "AgentGaveUp", "BreakerOpened",
-    "DoorsClosed",
+    "DoorsClosed", "LimitReached",
 }  # fmt: skip
 _OURS = {"TaskSubmitted", "OutcomeReported", "SignalSent"}
 
@@ -200,6 +200,13 @@ def _arguments(request: Any) -> str:
     return f"({', '.join(words)})" if words else ""
 
 
+def _cost(usage: dict[str, Any]) -> str:
+    """What an effect has cost."""
+    tokens = f"{usage['tokens']:,} tokens" if usage.get("tokens") else ""
+    usd = f"${usage['usd']:.6g}" if usage.get("usd") else ""
+    return " ".join(part for part in (usd, tokens, usage.get("model", "")) if part) or "free"
+
+
 def gist(event: dict[str, Any]) -> str:
     """What an event says, in one short line."""
     data: dict[str, Any] = event["data"] if isinstance(event.get("data"), dict) else {}
@@ -236,7 +243,8 @@ def gist(event: dict[str, Any]) -> str:
             # A copy says which event of its parent it was made of.
             parent, _, version = str(event.get("causationid", "")).rpartition("/")
             copied = f"(from {parent.rpartition('.')[2]}@{version}) " if parent else ""
-            return clean(f"{copied}{data['key']}{_arguments(data.get('request'))} → {gave}")
+            cost = f", {_cost(data['usage'])}" if data.get("usage") else ""
+            return clean(f"{copied}{data['key']}{_arguments(data.get('request'))} → {gave}{cost}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
             until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""
@@ -285,6 +293,21 @@ def gist(event: dict[str, Any]) -> str:
             return clean(f"new tasks{' of ' + data['program'] if data.get('program') else ''} are taken again")
         case "AgentStarted":
             return clean(f"{data['role']}, process {data['pid']}, restarts {data.get('restarts', 0)}")
+        case "LimitSet":
+            why = ", ".join(part for part in (data.get("who"), data.get("why")) if part)
+            texts = " ".join(f"{name}={value}" for name, value in data["limits"].items())
+            return clean(f"{data['scope']} {texts}" + (f" ({why})" if why else ""))
+        case "LimitCleared":
+            return clean(f"{data['scope']}" + (f" ({data['who']})" if data.get("who") else ""))
+        case "LimitReached":
+            what = f"{data['percent']} % of {data['limit']} of {data['scope']}"
+            return clean(f"{what}: {data['used']:g} of {data['of']:g}, window {data['window']}")
+        case "BudgetLeased":
+            over = ", spent beyond what was reserved" if data.get("overrun") else ""
+            return clean(f"{data['amount']:g} {data['resource']} of {data['scope']} to {data['holder']}{over}")
+        case "BudgetSettled":
+            assumed = ", as its holder is gone" if data.get("assumed") else ""
+            return clean(f"{data['used']:g} {data['resource']} of {data['scope']} used{assumed}")
         case "AgentStopped" | "AgentCrashed":
             return clean(f"process {data['pid']}: {data['reason']}")
         case "AgentGaveUp":

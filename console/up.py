@@ -72,8 +72,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
-        watch=watch,
-        marks=settings.doors.marks(),
+        limits=settings.limit_texts(), marks=settings.doors.marks(), watch=watch,
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()

@@ -26,6 +26,7 @@ from dspex.core.events import (
     TaskResubmitted,
 )
 from dspex.core.fold import Fold
+from dspex.core.leases import budget, limits
 from dspex.core.task import fold as task
 
 __all__ = [
@@ -189,6 +190,8 @@ FOLDS: dict[str, Fold[Any]] = {
         doors,
         Fold(kind="agent", version=2, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),
         Fold(kind="variables", version=1, initial=VariablesState(), evolve=_variables, load=_loads(VariablesState)),
+        limits,
+        budget,
     )
 }
 """By kind of aggregate."""

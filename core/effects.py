@@ -27,10 +27,12 @@ from dspex.core.breaker import Breaker
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
+from dspex.core.spending import Cost, Spent, cost_of
 
 __all__ = [
     "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
-    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "unseen",
+    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "spend",
+    "unseen",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -110,6 +112,8 @@ class Call(msgspec.Struct, frozen=True):
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     breaker: Breaker | None = None
     plain: Callable[[], Any] | None = None
+    cost: Cost | None = None
+    """The most that it may cost; None: nothing."""
 
     @property
     def shown(self) -> str:
@@ -213,14 +217,16 @@ class Performing:
     """`with Performing(…):` one effect is performed. What it does is part of it: effects inside of it are not recorded
     themselves, and it has an idempotency key, made of the task's `life` and the effect's `place`."""
 
-    __slots__ = ("_life", "_place", "_token")
+    __slots__ = ("_life", "_place", "_token", "spent")
     scope = None
 
     def __init__(self, life: str, place: str) -> None:
         self._life, self._place = life, place
+        self.spent: Spent | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._token = _scope.set(self)
+        return self
 
     def __exit__(self, *raised: object) -> None:
         _scope.reset(self._token)
@@ -239,16 +245,31 @@ def idempotency_key() -> str:
     return inside.idempotency_key if isinstance(inside, Performing) else ""
 
 
+def spend(*, usd: float = 0.0, tokens: int = 0, model: str = "") -> None:
+    """Inside an effect: say what it has cost, in dollars and tokens, and which model was asked. Several calls add up.
+
+    An effect that says nothing counts as what its `@effect(usd=…, tokens=…)` allows, also when it raises; `spend()`
+    with nothing says that it was free. Outside of a system it does nothing. Raises InvalidInput for what is no cost,
+    RuntimeError in a program outside of its effects.
+    """
+    inside = _scope.get()
+    if isinstance(inside, Performing):
+        inside.spent = inside.spent or Spent()
+        inside.spent.add(usd, tokens, model)
+    elif inside is not None:
+        raise RuntimeError("spend belongs inside an effect: what a program itself does is done again on every resume")
+
+
 class Effect(Generic[P, R]):
     """A function whose calls are recorded. Inside a running event loop a call gives something to await, also when the
     function is plain (it then runs in a thread); elsewhere it gives the result."""
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
+        hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None, cost: Cost | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
-        self.breaker = breaker
+        self.breaker, self.cost = breaker, cost
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -277,6 +298,7 @@ class Effect(Generic[P, R]):
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
             breaker=self.breaker, plain=None if self._is_async else functools.partial(function, *args, **kwargs),
+            cost=self.cost,
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -286,11 +308,12 @@ def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
     *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
-    breaker: Breaker | None = None,
+    breaker: Breaker | None = None, usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
     hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
+    usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
 
@@ -305,8 +328,16 @@ def effect(
 
     With a `breaker` it raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the
     program that was.
+
+    `usd` and `tokens` are the most that one call may cost: so much of every budget is reserved before it is performed,
+    and it raises BudgetExhausted when a budget has not so much left. Inside, `spend` says what it was; `model` names
+    the model that it asks. Raises InvalidInput for what is no cost.
     """
-    options: dict[str, Any] = {"read_only": read_only, "hidden": hidden, "private": private, "breaker": breaker}
+    costs = usd is not None or tokens is not None or model
+    options: dict[str, Any] = {
+        "read_only": read_only, "hidden": hidden, "private": private, "breaker": breaker,
+        "cost": cost_of(usd or 0.0, tokens or 0, model) if costs else None,
+    }  # fmt: skip
     if function is None:
         return lambda real: Effect(real, name, **options)
     return Effect(function, name, **options)

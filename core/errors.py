@@ -14,6 +14,7 @@ DspexError
     ├── Conflict           409
     ├── Forgotten          410, its values were forgotten on purpose
     ├── LimitExceeded      429
+    │   └── BudgetExhausted  an effect would cost more than a budget has left
     ├── ProgramFailed      500
     │   └── EffectFailed   an effect raised, or gave what cannot be recorded
     ├── BreakerOpen        503, an effect is not called for now
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 __all__ = [
     "BreakerOpen",
+    "BudgetExhausted",
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
@@ -144,6 +146,19 @@ class LimitExceeded(TaskError):
     code = 429
 
 
+class BudgetExhausted(LimitExceeded):
+    """An effect was not performed, because a budget has not so much left (429). Field: `renews`, when the budget does,
+    in seconds since the epoch; 0 when it never does."""
+
+    def __init__(
+        self, message: str, renews: float = 0.0, *, type: str = "", task: str | None = None, code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, type=type, task=task, code=code, retry_after=retry_after)
+        self.renews = renews
+        self.args = (message, renews)  # what is recorded of it, and what it is made from again
+
+
 class ProgramFailed(TaskError):
     """The program raised, or gave what is not its Output (500). Raise it in a program to choose the words."""
 
@@ -197,11 +212,14 @@ _BY_CODE: dict[int, type[TaskError]] = {
 }
 
 
+_BY_TYPE: dict[str, type[TaskError]] = {kind.__name__: kind for kind in (BreakerOpen, BudgetExhausted)}
+
+
 def task_error(
     code: int, message: str, *, type: str = "", task: str | None = None, retry_after: float | None = None
 ) -> TaskError:
     """The error class for a service error code; an unknown code gives a plain TaskError that carries it."""
-    kind = BreakerOpen if type == BreakerOpen.__name__ else _BY_CODE.get(code, TaskError)
+    kind = _BY_TYPE.get(type) or _BY_CODE.get(code, TaskError)
     return kind(message, type=type, task=task, code=code, retry_after=retry_after)
 
 

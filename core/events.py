@@ -12,11 +12,12 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
-    "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "DoorsClosed", "DoorsOpened", "EffectRecorded",
-    "Event", "Head", "Held", "InputSealed", "KeyBound", "OutcomeReported", "Payload", "Permit",
-    "ProgramRegistered", "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled",
-    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed",
-    "TaskForgotten", "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent",
+    "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "BudgetLeased", "BudgetSettled", "DoorsClosed",
+    "DoorsOpened", "EffectRecorded", "Event", "Head", "Held", "InputSealed", "KeyBound", "LimitCleared",
+    "LimitReached", "LimitSet", "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "ProgramReloaded",
+    "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
+    "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked", "TaskResubmitted",
+    "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
 ]  # fmt: skip
 
 
@@ -118,10 +119,20 @@ class TaskForked(Payload, frozen=True, kw_only=True):
     keys: str | UnsetType = UNSET
 
 
+class Usage(Struct, frozen=True):
+    """What an effect has cost: dollars, tokens, calls (0 for an effect that only reads), and of which model, if any."""
+
+    usd: float = 0.0
+    tokens: int = 0
+    calls: int = 0
+    model: str | UnsetType = UNSET
+
+
 class EffectRecorded(Payload, frozen=True, kw_only=True):
     """An effect was performed. `key` is its place, `digest` a hash of what was asked, `request` what that was
     (`[positional, by name]`, null when it is large); `result` is what it gave, or `error` the class (`module:name`) and
-    `arguments` those of what it raised; for a signal, `arguments` is where it stands. `seconds` is how long it took."""
+    `arguments` those of what it raised; for a signal, `arguments` is where it stands. `seconds` is how long it took,
+    `usage` what it has cost."""
 
     key: str
     name: str
@@ -131,6 +142,7 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     error: str = ""
     arguments: list[str | int | float | bool | None] = field(default_factory=list)
     seconds: float = 0.0
+    usage: Usage | UnsetType = UNSET
     held: Held | UnsetType = UNSET
 
 
@@ -284,6 +296,61 @@ class AssignmentProposed(Payload, frozen=True, kw_only=True):
     why: str = ""
 
 
+class LimitSet(Payload, frozen=True, kw_only=True):
+    """The limits of a scope are these from now on, and no others: `{"rate": "20/s", "usd": "5/day"}`. `who` is claimed,
+    not proven."""
+
+    scope: str
+    limits: dict[str, str]
+    who: str = ""
+    why: str = ""
+
+
+class LimitCleared(Payload, frozen=True, kw_only=True):
+    """A scope has no limits any more."""
+
+    scope: str
+    who: str = ""
+    why: str = ""
+
+
+class LimitReached(Payload, frozen=True, kw_only=True):
+    """So much of a limit is used in a window: told once for each of 80 and 100 percent. `limit` is its name (`usd`)."""
+
+    scope: str
+    limit: str
+    percent: int
+    used: float
+    of: float
+    window: str
+
+
+class BudgetLeased(Payload, frozen=True, kw_only=True):
+    """A process may spend `amount` more of a budget (`resource`) in a window under a lease. `of` is the budget then;
+    `overrun` says that it is spent already, because effects cost more than they had said."""
+
+    scope: str
+    resource: str
+    window: str
+    lease: str
+    holder: str
+    amount: float
+    of: float
+    overrun: bool = False
+
+
+class BudgetSettled(Payload, frozen=True, kw_only=True):
+    """A lease is over: so much of it was used, the rest is everybody's again. `assumed`: its holder is gone and may
+    have spent all of it."""
+
+    scope: str
+    resource: str
+    window: str
+    lease: str
+    used: float
+    assumed: bool = False
+
+
 class AgentStarted(Payload, frozen=True, kw_only=True):
     """A process began to serve. `restarts` counts its predecessors under the same name."""
 
@@ -389,6 +456,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, ProgramScaled, ProgramReloaded,
         AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
         BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
+        LimitSet, LimitCleared, LimitReached, BudgetLeased, BudgetSettled,
     )
 }  # fmt: skip
 

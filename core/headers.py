@@ -10,7 +10,7 @@ from dspex.core.errors import InvalidInput
 
 __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
-    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "SUBJECT", "TASK",
+    "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "STUDY", "SUBJECT", "TASK",
     "TIME", "WAIT",
     "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
@@ -22,6 +22,8 @@ CORRELATION = "Dspex-Correlation"
 CAUSATION = "Dspex-Causation"
 PARENT = "Dspex-Parent"
 ASSIGNMENT = "Dspex-Assignment"
+STUDY = "Dspex-Study"
+"""The study that the task is part of: its limits hold for it, too."""
 FORK = "Dspex-Fork"
 """`<parent>@<version>`: the task shares what its parent had recorded up to that event."""
 RETRY = "Dspex-Retry"

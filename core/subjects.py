@@ -183,6 +183,10 @@ class Subjects:
         """What is asked about private values: `forget`."""
         return f"{self.prefix}.privacy.{verb}"
 
+    def limits(self, verb: str) -> str:
+        """What is asked about limits: `ls`, `set`, `clear`, and by agents `lease.<program>`."""
+        return f"{self.prefix}.limits.{verb}"
+
     def registry(self, verb: str) -> str:
         """How agents make their program known to the registrar."""
         return f"{self.prefix}.registry.{verb}"

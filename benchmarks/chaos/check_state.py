@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.chaos.evidence import Evidence, Violation
-from benchmarks.chaos.told import Event
+from benchmarks.chaos.told import Event, Told
 
 from dspex.core.aggregates import FOLDS
-from dspex.core.codec import decode_commit
+from dspex.core.codec import events_of
 from dspex.core.errors import LogCorrupt
 from dspex.core.events import Event as Stored
+from dspex.core.ports import Entry
+from dspex.core.subjects import Subjects
 
-__all__ = ["archive", "folds", "positions", "snapshots", "versions", "views"]
+__all__ = ["archive", "decoded", "folds", "positions", "snapshots", "versions", "views"]
 
 STATUS = {
     "TaskClaimed": "running", "TaskCompleted": "completed", "TaskSleeping": "sleeping", "TaskRetried": "sleeping",
@@ -48,7 +50,7 @@ def versions(seen: Evidence) -> Iterator[Violation]:
 
 def folds(seen: Evidence) -> Iterator[Violation]:
     """dspex's own fold of each task says what a plain reading of its events says."""
-    stored = _decoded(seen)
+    stored = decoded(seen.told)
     for door in seen.told.tasks():
         events = seen.told.events(door.position)
         if not events:
@@ -74,7 +76,9 @@ def views(seen: Evidence) -> Iterator[Violation]:
         if row is None:
             yield Violation("views", "it has no row in the view of tasks", door.position)
             continue
-        due = _plainly(seen.told.events(door.position)) | {"program": door.program, "key": door.key or None}
+        due = _plainly(seen.told.events(door.position)) | {"program": door.program}
+        if not door.garbled:
+            due["key"] = door.key or None
         wrong = {key: row[key] for key, value in due.items() if row[key] != value}
         if wrong:
             yield Violation("views", f"the view says {wrong}, the events {due}", door.position)
@@ -84,7 +88,7 @@ def views(seen: Evidence) -> Iterator[Violation]:
 
 def snapshots(seen: Evidence) -> Iterator[Violation]:
     """A state that was kept is what the fold makes of the events up to there."""
-    stored = _decoded(seen) if seen.views and seen.views.snapshots else {}
+    stored = decoded(seen.told) if seen.views and seen.views.snapshots else {}
     for kept in seen.views.snapshots if seen.views else ():
         fold: Any = FOLDS[kept.aggregate.partition(".")[0]]
         events = [event for event in stored.get(kept.aggregate, []) if event.version <= kept.version]
@@ -117,14 +121,15 @@ def _plainly(events: list[Event]) -> dict[str, Any]:
     return found
 
 
-def _decoded(seen: Evidence) -> dict[str, list[Stored]]:
-    """The events of every aggregate as dspex reads them."""
+def decoded(told: Told) -> dict[str, list[Stored]]:
+    """The events of every aggregate as dspex reads them, a task's with its submission before them."""
     found: dict[str, list[Stored]] = {}
-    start = f"{seen.told.prefix}.event."
-    for row in seen.told.rows:
-        if row.subject.startswith(start):
-            try:
-                found.setdefault(row.subject[len(start) :], []).extend(decode_commit(row.body, row.position))
-            except LogCorrupt:
-                continue  # `positions` names it
+    subjects = Subjects(told.prefix)
+    for row in told.rows:
+        entry = Entry(position=row.position, time=row.time, subject=row.subject, body=row.body, headers=row.headers)
+        try:
+            for event in events_of(entry, subjects):
+                found.setdefault(event.aggregate, []).append(event)
+        except (LogCorrupt, ValueError):
+            continue  # `positions` names it
     return found

@@ -109,7 +109,7 @@ Who = Callable[[ProxiedCluster, random.Random], int]
 
 @dataclass(frozen=True)
 class ClusterFault:
-    """A fault that `begin` begins, and what that returns ends; both may block. `hold`: how long it lasts, in s."""
+    """`begin` begins it, and what that returns ends it; both may block. `hold` is how long it lasts, in seconds."""
 
     begin: Begin
     hold: tuple[float, float] = (0.0, 0.0)

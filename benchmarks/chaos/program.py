@@ -45,6 +45,7 @@ class Chaos(Program):
     """Does what the kind of its input says; the clock that is monotonic is not shifted when the other is."""
 
     attempts = 1000
+    drain_time = 5.0  # somebody hostile names code that nobody has
 
     class Input(Schema):
         n: int

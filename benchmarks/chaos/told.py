@@ -38,6 +38,11 @@ class Door(NamedTuple):
         return self.headers.get("Dspex-Key", "")
 
     @property
+    def garbled(self) -> bool:
+        """Whether the key was sent in bytes that are no text, which every reader shows in a way of its own."""
+        return not self.key.isascii() or "\\x" in self.key
+
+    @property
     def names(self) -> int:
         """The task that a signal or an outcome is for; 0 when it names none by its id."""
         task = str(self.json.get("task", "")) if isinstance(self.json, dict) else ""

@@ -28,6 +28,7 @@ class Job:
     twice: bool
     scored: bool
     read: bool
+    cancel: bool
 
     @property
     def kind(self) -> str:
@@ -41,12 +42,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Expected:
-    """How a task may end, and the output it then gives; None: the log has more to say about it (a signal's value)."""
+    """How a task may end, and the output it then gives; None: the log has more to say about it (a signal's value).
+    One that `waits` completes when somebody sends what it waits for."""
 
     types: frozenset[str]
     output: dict[str, Any] | None = None
     code: int = 0
     at_least: float = 0.0
+    waits: bool = False
 
 
 def job(seed: int, n: int) -> Job:
@@ -59,6 +62,7 @@ def job(seed: int, n: int) -> Job:
         n=n, body={"n": n, "kind": kind, "seconds": seconds}, ask=not waits and chance.random() < 0.4,
         key=f"{seed}-{n}" if chance.random() < 0.8 else "", deadline=3.0 if kind == "late" else None,
         twice=chance.random() < 0.1, scored=chance.random() < 0.1, read=chance.random() < 0.5,
+        cancel=kind == "hold" or (not waits and chance.random() < 0.02),
     )  # fmt: skip
 
 
@@ -88,8 +92,8 @@ def expect(body: Any, headers: Mapping[str, str]) -> Expected | None:
         "nap": Expected(completed, {"n": n, "value": step(step(n))}, at_least=body["seconds"]),
         "signal": Expected(completed),
         "fail": Expected(failed, code=CODE_OF_A_FAILURE),
-        "late": Expected(failed, code=408),
-        "hold": Expected(frozenset({"TaskCancelled"})),
+        "late": Expected(failed, code=408, waits=True),
+        "hold": Expected(frozenset({"TaskCancelled"}), waits=True),
     }[kind]
 
 

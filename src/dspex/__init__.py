@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
     "dspex.core.breaker": ("Breaker",),
-    "dspex.core.effects": ("effect", "idempotency_key"),
+    "dspex.core.effects": ("effect", "idempotency_key", "spend"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
@@ -23,7 +23,8 @@ _HOME = {
         "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
-        "BreakerOpen", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError",
+        "BreakerOpen", "BudgetExhausted", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded",
+        "DefinitionError",
         "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
         "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
     from dspex.core.breaker import Breaker as Breaker
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
+    from dspex.core.effects import spend as spend
     from dspex.core.errors import BreakerOpen as BreakerOpen
+    from dspex.core.errors import BudgetExhausted as BudgetExhausted
     from dspex.core.errors import ConfigurationError as ConfigurationError
     from dspex.core.errors import Conflict as Conflict
     from dspex.core.errors import ConnectionFailed as ConnectionFailed

@@ -11,11 +11,11 @@ from msgspec import Raw
 from pydantic import TypeAdapter
 
 from dspex.agents import recorder as module
-from dspex.agents.recorder import Recorder, Suspended
+from dspex.agents.recorder import Recorder, Renewing, Suspended
 from dspex.agents.writer import BEHIND, MAX_COMMIT, Superseded
 from dspex.core.codec import encode_commit
-from dspex.core.effects import Call, Diverged, idempotency_key
-from dspex.core.errors import EffectFailed, LimitExceeded, LogError, ProgramFailed
+from dspex.core.effects import Call, Diverged, idempotency_key, spend
+from dspex.core.errors import BudgetExhausted, EffectFailed, LimitExceeded, LogError, ProgramFailed
 from dspex.core.events import (
     EffectRecorded,
     Event,
@@ -26,8 +26,10 @@ from dspex.core.events import (
     TaskForked,
     TaskRetried,
     TaskSleeping,
+    Usage,
 )
 from dspex.core.ports import Appended, Conflict
+from dspex.core.spending import Cost
 from dspex.store.memory import MemoryLog
 
 
@@ -44,6 +46,8 @@ class Fake:
         self.under_way = self.most = 0
         self.turn: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0.001)
         self.inbox: list[SignalReceived] = []
+        self.budget: list[tuple[str, Cost | Usage]] = []
+        self.refusals: list[Exception] = []
         self.branches: set[asyncio.Task[Any]] = set()
 
     def claim(self) -> TaskClaimed:
@@ -71,6 +75,21 @@ class Fake:
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         return body
+
+    async def reserve(self, cost: Cost, read_only: bool) -> Fake:
+        self.budget.append(("reserve", cost))
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return self
+
+    def settle(self, usage: Usage) -> None:
+        self.budget.append(("settle", usage))
+
+    def charge(self, usage: Usage) -> None:
+        self.budget.append(("charge", usage))
+
+    def seal_effect(self, place: str) -> None:
+        raise AssertionError(place)
 
     def suspend(self) -> None:
         self.suspended = True
@@ -447,3 +466,95 @@ async def test_an_effect_in_a_loop_of_the_programs_own_is_told(recorder: Recorde
 
     with pytest.raises(ProgramFailed, match="write `async def predict`"):
         await asyncio.to_thread(plainly)
+
+
+# -- what effects cost
+
+CENT = Cost(usd=0.01, tokens=100, model="small")
+
+
+def _costly(act: Callable[[], Awaitable[Any]], **kind: Any) -> Call:
+    return Call(key="a", name="a", digest="", act=act, adapter=TypeAdapter(Any), **kind)
+
+
+def _records(fake: Fake) -> list[EffectRecorded]:
+    return [it for commit in fake.commits for it in commit if isinstance(it, EffectRecorded)]
+
+
+async def test_an_effect_counts_as_what_it_says_it_has_cost(fake: Fake, recorder: Recorder) -> None:
+    async def act() -> str:
+        spend(usd=0.003, tokens=40)
+        await asyncio.to_thread(spend, usd=0.001, tokens=2, model="large")
+        return "done"
+
+    assert await recorder.perform(_costly(act, cost=CENT)) == "done"
+    await recorder.writer.flush()
+    usage = Usage(0.004, 42, 1, "large")
+    assert fake.budget == [("reserve", CENT), ("settle", usage)]
+    assert [record.usage for record in _records(fake)] == [usage]
+
+
+async def test_an_effect_that_says_nothing_counts_as_the_most_it_may_cost_also_when_it_raises(
+    fake: Fake, recorder: Recorder
+) -> None:
+    async def act() -> None:
+        raise OSError("no line")
+
+    with pytest.raises(OSError, match="no line"):
+        await recorder.perform(_costly(act, cost=CENT))
+    await recorder.writer.flush()
+    usage = Usage(0.01, 100, 1, "small")
+    assert fake.budget == [("reserve", CENT), ("settle", usage)]
+    assert [record.usage for record in _records(fake)] == [usage]
+
+
+async def test_an_effect_that_only_reads_is_no_call(fake: Fake, recorder: Recorder) -> None:
+    async def act() -> None:
+        spend()
+
+    await recorder.perform(_costly(act, cost=CENT, read_only=True))
+    assert fake.budget == [("reserve", CENT), ("settle", Usage(0.0, 0, 0, "small"))]
+
+
+async def test_a_cost_that_nobody_had_said_is_charged(fake: Fake, recorder: Recorder) -> None:
+    async def act() -> None:
+        spend(usd=1)
+
+    await recorder.perform(_costly(act))
+    assert fake.budget == [("charge", Usage(1.0, 0, 1))]
+
+
+async def test_an_exhausted_budget_is_what_the_effect_raised_and_is_recorded(fake: Fake, recorder: Recorder) -> None:
+    async def act() -> None:
+        raise AssertionError("performed")
+
+    fake.refusals = [BudgetExhausted("usd of qabot is used up", 1e9)]
+    with pytest.raises(BudgetExhausted) as raised:
+        await recorder.perform(_costly(act, cost=CENT))
+    assert (raised.value.code, raised.value.renews) == (429, 1e9)
+    await recorder.writer.flush()
+    [record] = _records(fake)
+    assert (record.error, bool(record.usage)) == ("dspex.core.errors:BudgetExhausted", False)
+    assert fake.budget == [("reserve", CENT)]
+
+
+async def test_who_waits_for_a_budget_sleeps_until_it_renews(fake: Fake, recorder: Recorder) -> None:
+    async def act() -> str:
+        raise AssertionError("performed")
+
+    fake.refusals = [Renewing(4e9)]
+    asked = asyncio.create_task(recorder.perform(_costly(act, cost=CENT)))
+    with pytest.raises((Suspended, asyncio.CancelledError)):
+        await asked
+    assert fake.suspended
+    assert recorder.waits == {"a": TaskSleeping(key="a", until=4e9)}
+
+
+async def test_nothing_is_reserved_for_an_effect_that_was_recorded(fake: Fake) -> None:
+    async def act() -> None:
+        raise AssertionError("performed")
+
+    record = EffectRecorded(key="a", name="a", digest="", result=Raw(b"1"), usage=Usage(0.01, 100, 1))
+    again = Recorder(fake, [_event(record)], asyncio.get_running_loop())
+    assert await again.perform(_costly(act, cost=CENT)) == 1
+    assert fake.budget == []

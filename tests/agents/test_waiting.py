@@ -11,6 +11,7 @@ import pytest
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
+from dspex.agents.limits import Limits
 from dspex.agents.link import link_pair
 from dspex.agents.waiting import Waiting
 from dspex.agents.worker import Worker
@@ -78,6 +79,7 @@ def worker_of(woken: Any, running: dict[int, Any], acknowledge: Any) -> Any:
     made: Any = object.__new__(Worker)
     made.waiting, made.running, made.code = SimpleNamespace(woken=woken), running, "c"
     made.client = SimpleNamespace(acknowledge=acknowledge)
+    made.limits = Limits(made.client, Subjects(), "p", "p-1", 1, lambda: 0)
     return made
 
 

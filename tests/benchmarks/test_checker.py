@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from benchmarks.chaos.check_effects import idempotency_key
+from benchmarks.chaos.check_state import decoded
 from benchmarks.chaos.checker import CHECKS, check
 from benchmarks.chaos.evidence import Archived, Evidence, Snapshot, Views
 from benchmarks.chaos.history import History, Op, Performance, load
@@ -16,7 +17,6 @@ from benchmarks.chaos.told import Row, Told
 from benchmarks.chaos.workload import job, step, value_of
 
 from dspex.core.aggregates import FOLDS
-from dspex.core.codec import decode_commit
 
 AGENT = "/agents/chaos-aaaa-1"
 CLAIM = {"agent": "chaos-aaaa-1", "assignment": "0" * 32, "code": "c0de"}
@@ -73,7 +73,7 @@ class Book:
         }
         fold: Any = FOLDS["task"]
         one = next(name for name in told.aggregates if name.startswith("task."))
-        events = [e for row in self.rows if row.subject.endswith(f".event.{one}") for e in decode_commit(row.body, row.position)]
+        events = decoded(told)[one]
         kept = Snapshot(one, fold.version, events[-1].version, fold.dump(fold(events)))
         last = self.rows[-1].position
         return Evidence(History(self.ops), told, self.performed, archived=Archived(last), views=Views(tasks, [kept], last))

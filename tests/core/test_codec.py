@@ -27,6 +27,8 @@ from dspex.core.events import (
     BreakerClosed,
     BreakerHalfOpened,
     BreakerOpened,
+    BudgetLeased,
+    BudgetSettled,
     DoorsClosed,
     DoorsOpened,
     EffectRecorded,
@@ -34,6 +36,9 @@ from dspex.core.events import (
     Held,
     InputSealed,
     KeyBound,
+    LimitCleared,
+    LimitReached,
+    LimitSet,
     OutcomeReported,
     Payload,
     Permit,
@@ -54,6 +59,7 @@ from dspex.core.events import (
     TaskSleeping,
     TaskSubmitted,
     UnknownEvent,
+    Usage,
 )  # fmt: skip
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
@@ -81,6 +87,7 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     EffectRecorded: st.builds(
         EffectRecorded, key=text, name=text, digest=text, result=raw, error=text, seconds=seconds,
         arguments=st.lists(text | number | st.none() | st.booleans(), max_size=3), held=maybe,
+        usage=st.just(UNSET) | st.builds(Usage, usd=seconds, tokens=number, calls=number, model=st.just(UNSET) | text),
     ),
     TaskForked: st.builds(
         TaskForked, parent=text, at=number, seed=text, life=number, records=number,
@@ -103,6 +110,16 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ProgramRegistered: st.builds(
         ProgramRegistered, program=text, fingerprint=text, doc=text, input_schema=table, output_schema=table,
         variables=table, app=text,
+    ),
+    LimitSet: st.builds(LimitSet, scope=text, limits=st.dictionaries(text, text, max_size=3), who=text, why=text),
+    LimitCleared: st.builds(LimitCleared, scope=text, who=text, why=text),
+    LimitReached: st.builds(LimitReached, scope=text, limit=text, percent=number, used=seconds, of=seconds, window=text),
+    BudgetLeased: st.builds(
+        BudgetLeased, scope=text, resource=text, window=text, lease=text, holder=text, amount=seconds, of=seconds,
+        overrun=st.booleans(),
+    ),
+    BudgetSettled: st.builds(
+        BudgetSettled, scope=text, resource=text, window=text, lease=text, used=seconds, assumed=st.booleans()
     ),
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),

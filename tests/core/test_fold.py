@@ -17,10 +17,15 @@ from dspex.core.events import (
     BreakerClosed,
     BreakerHalfOpened,
     BreakerOpened,
+    BudgetLeased,
+    BudgetSettled,
     DoorsClosed,
     DoorsOpened,
     Event,
     KeyBound,
+    LimitCleared,
+    LimitReached,
+    LimitSet,
     Payload,
     Permit,
     ProgramRegistered,
@@ -33,12 +38,21 @@ from dspex.core.events import (
     TaskSubmitted,
     UnknownEvent,
 )
+from dspex.core.leases import BudgetState, LimitsState
 
 
 def registered(fingerprint: str) -> Payload:
     return ProgramRegistered(
         program="p", fingerprint=fingerprint, doc="d", input_schema={"a": 1}, output_schema={}, variables={}, app="p.py"
     )
+
+
+def leased(lease: str, amount: float) -> Payload:
+    return BudgetLeased(scope="p", resource="usd", window="20261123", lease=lease, holder="h", amount=amount, of=5.0)
+
+
+def settled(lease: str, used: float, assumed: bool = False) -> Payload:
+    return BudgetSettled(scope="p", resource="usd", window="20261123", lease=lease, used=used, assumed=assumed)
 
 
 LIVES: dict[str, list[Payload]] = {
@@ -60,6 +74,15 @@ LIVES: dict[str, list[Payload]] = {
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
         AgentGaveUp(reason="no luck", restarts=2),
     ],
+    "limits": [
+        LimitSet(scope="p", limits={"rate": "20/s"}, who="me"), LimitCleared(scope="p"),
+        LimitSet(scope="p", limits={"usd": "5/day"}, who="you", why="dear"),
+    ],
+    "budget": [
+        leased("a", 2.0), leased("b", 1.0), leased("a", 1.5), LimitReached(
+            scope="p", limit="usd", percent=80, used=4.0, of=5.0, window="20261123"),
+        settled("a", 3.0), settled("a", 3.0), settled("c", 1.0), leased("d", 0.5), settled("d", 0.5, assumed=True),
+    ],
     "breaker": [
         BreakerOpened(reason="failures", calls=9, failures=8, slow=1, window="10 s", since=1.0, due=2.0),
         BreakerHalfOpened(permits=[Permit("a", 4.0)], since=1.0), BreakerHalfOpened(calls=1, since=1.0),
@@ -77,6 +100,8 @@ ENDS = {
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
     "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
+    "limits": LimitsState("p", {"usd": "5/day"}, "you", "dear", "2026-11-23T10:00:00.000000Z"),
+    "budget": BudgetState({"b": 1.0}, {"b": "h"}, 3.5, 0.5, [80]),
     "breaker": BreakerState("closed", calls=3, reason="trial", version=4),
     "doors": DoorsState(DoorsClosed(reason="room", message="m", used=9, limit=5)),
     "variables": VariablesState(2, "two", {"n": 1, "s": "x"}, "me"),

@@ -31,6 +31,7 @@ class Stored:
     subject: str
     body: bytes
     headers: dict[str, str]
+    time: float = 0.0
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -259,9 +260,12 @@ class Plain:
                     message = await subscription.next_msg(timeout=10)
                     if not message.reply:
                         break
-                    position = int(message.reply.split(".")[5])
+                    tokens = message.reply.split(".")
+                    position, time_ns = int(tokens[5]), int(tokens[7])
                     assert position == story.head + 1, "the log has a gap"
-                    story.entries.append(Stored(position, message.subject, message.data, message.headers or {}))
+                    story.entries.append(
+                        Stored(position, message.subject, message.data, message.headers or {}, time_ns / 1e9)
+                    )
         finally:
             await subscription.unsubscribe()
             await self._api(f"CONSUMER.DELETE.DSPEX.{consumer}", {})
@@ -341,10 +345,10 @@ class Reply:
 def _of_file(file: Path, story: Story) -> Story:
     """The rows of a log in SQLite, read on from where the story stopped."""
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("SELECT position, subject, body, headers FROM log WHERE position > ? ORDER BY position", (story.head,))
-        for position, subject, body, headers in rows:
+        rows = connection.execute("SELECT position, subject, body, headers, time FROM log WHERE position > ? ORDER BY position", (story.head,))
+        for position, subject, body, headers, time_us in rows:
             assert position == story.head + 1, "the log has a gap"
-            story.entries.append(Stored(position, subject, body, json.loads(headers) if headers else {}))
+            story.entries.append(Stored(position, subject, body, json.loads(headers) if headers else {}, time_us / 1e6))
     return story
 
 

@@ -6,10 +6,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from tests.e2e.plain import Plain, Story
 from tests.e2e.running import Running, until
 
+LASTING = Path(__file__).with_name("lasting.py")
 PLANS = [("Nap", 2), ("Work", 2)]
 
 
@@ -112,3 +115,26 @@ async def test_a_key_runs_once_although_agents_are_killed(systems: Callable[...,
             story.check_once("nap", [task for _, task in tasks])
             for key in range(10):
                 check_one_run(story, "nap", [task for n, task in tasks if n == key])
+
+
+@pytest.mark.parametrize("name", ["go", "cancel"])
+async def test_a_signal_to_a_duplicate_is_for_the_task_that_runs(
+    systems: Callable[..., Running], tmp_path: Path, name: str
+) -> None:
+    book = tmp_path / "book"
+    book.touch()
+    body = {"book": str(book), "task": "one", "do": "signal"}
+    with systems((f"{LASTING}:Waits", 1)) as system:
+        async with await system.plain() as plain:
+            # Twice right after the submissions, when nobody may know yet which of the two runs, and once when all do.
+            for n in range(3):
+                key = {"Dspex-Key": f"{name} {n}"}
+                first, second = [await plain.submit("waits", body, key) for _ in range(2)]
+                if n == 2:
+                    await plain.until_ended("waits", [second])
+                await plain.store("signal", "waits", {"task": second, "name": name, "value": n})
+                story = await plain.until_ended("waits", [first, second])
+                endings = story.endings("waits")
+                wanted = "TaskCancelled" if name == "cancel" else "TaskCompleted"
+                assert sorted(endings[first] + endings[second]) == sorted([wanted, "TaskDuplicate"])
+                story.check_versions()
