@@ -154,11 +154,12 @@ class _Agent:
         started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
         await self._record(log, started)
         await self.stopping.wait()
-        self._say("draining")
+        service.stop()
+        worker.leave()
+        self._say("draining")  # from now on nothing is taken that was not on its way
         if worker.running:
             grace = self.patience.seconds
             self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": grace})
-        service.stop()
         await worker.drain(self.patience)
         await worker.limits.finish()
         await service.finish(1.0)

@@ -199,10 +199,14 @@ class Worker:
             else:
                 puller.resume()
 
-    async def drain(self, patience: Patience) -> None:
-        """Take no more, let what runs end while there is patience, hand back the rest."""
+    def leave(self) -> None:
+        """Take no more."""
         for puller in self._pullers:
             puller.stop()
+
+    async def drain(self, patience: Patience) -> None:
+        """Take no more, let what runs end while there is patience, hand back the rest."""
+        self.leave()
         for run in [run for run in self.running.values() if run.waiting]:
             run.abandoned = True
             self.client.acknowledge(run.delivery.message, NAK)

@@ -121,6 +121,8 @@ class Steering:
         """What a child says."""
         if message.get("load"):
             self._loads[name] = message["load"]
+        if message.get("state") == "draining":
+            self._events.append(lambda: self._do(self.fleet.takes_no_more(*self._who(name))))
         if message.get("loaded"):
             self._events.append(lambda: self._loaded(name, convert(message["loaded"], list[About])))
         if "unloaded" in message:

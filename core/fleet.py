@@ -32,7 +32,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Rolled:
-    """All that serve the program are of this generation."""
+    """All that take tasks of the program are of this generation."""
 
     program: str
     generation: int
@@ -62,6 +62,8 @@ class _Member:
     serving: bool = False
     ever: bool = False
     leaving: bool = False
+    quiet: bool = False
+    """It leaves, and takes no more tasks."""
     stale: bool = False
     """To be replaced by one of the same code."""
 
@@ -142,6 +144,14 @@ class Fleet:
         member.leaving = True
         return [RolledBack(program, generation, why), Leave(program, number), *self._settled(program)]
 
+    def takes_no_more(self, program: str, number: int) -> list[Action]:
+        """An agent that was to leave takes no more tasks."""
+        member = self._member(program, number)
+        if member is None or not member.leaving or member.quiet:
+            return []
+        member.quiet = True
+        return self._settled(program)
+
     def gone(self, program: str, number: int) -> list[Action]:
         """An agent that was to leave has ended."""
         if self._member(program, number) is None:
@@ -205,7 +215,9 @@ class Fleet:
                 yield self._begin(program, it)
             else:
                 break
-        if it.before is not None and not old and all(member.serving for member in new.values()):
+        leaving = [each for each in it.members.values() if each.leaving and each.generation != it.generation]
+        served = not old and all(each.serving for each in new.values())
+        if it.before is not None and served and all(each.quiet for each in leaving):
             it.before = None
             yield Rolled(program, it.generation)
 

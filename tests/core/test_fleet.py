@@ -37,7 +37,8 @@ def test_more_and_fewer() -> None:
 def test_the_only_agent_is_replaced_without_a_gap() -> None:
     fleet = started(1)
     assert fleet.roll("qabot", 1) == [Begin("qabot", 2, 1)]
-    assert fleet.serves("qabot", 2) == [Leave("qabot", 1), Rolled("qabot", 1)]
+    assert fleet.serves("qabot", 2) == [Leave("qabot", 1)]
+    assert fleet.takes_no_more("qabot", 1) == [Rolled("qabot", 1)]
     assert fleet.generations() == {0, 1}, "what the old one has still runs on its code"
     fleet.gone("qabot", 1)
     assert fleet.generations() == {1}
@@ -48,7 +49,8 @@ def test_agents_are_replaced_one_by_one() -> None:
     assert fleet.roll("qabot", 1) == [Begin("qabot", 3, 1)]
     assert fleet.serves("qabot", 3) == [Leave("qabot", 2)]
     assert fleet.gone("qabot", 2) == [Begin("qabot", 2, 1)]
-    assert fleet.serves("qabot", 2) == [Leave("qabot", 1), Rolled("qabot", 1)]
+    assert fleet.serves("qabot", 2) == [Leave("qabot", 1)]
+    assert fleet.gone("qabot", 1) == [Rolled("qabot", 1)]
 
 
 def test_code_that_cannot_serve_touches_nobody() -> None:
