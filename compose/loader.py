@@ -51,10 +51,10 @@ def can_reload() -> bool:
 
 class Loader:
     """The supervisor's side of one: a child to look after, and somebody to ask for agents. `apps` are pairs of an app
-    and the program wanted of it ("" for all)."""
+    and the program wanted of it ("" for all). With `replace` its agents may change the schemas of their program."""
 
-    def __init__(self, name: str, apps: list[tuple[str, str]], debug: bool) -> None:
-        self.name, self._apps, self._debug = name, apps, debug
+    def __init__(self, name: str, apps: list[tuple[str, str]], debug: bool, replace: bool) -> None:
+        self.name, self._apps, self._debug, self.replace = name, apps, debug, replace
         self._forks: socket.socket | None = None
 
     def child(self) -> Child:

@@ -261,7 +261,7 @@ class Steering:
         reload.apps(plans)
         self._generation += 1
         name = f"{LOADER}-{self._system}-{self._generation}"
-        reload.begin(self._generation, Loader(name, reload.wanted, self._debug))
+        reload.begin(self._generation, Loader(name, reload.wanted, self._debug, reload.replace))
         self._reload = reload
         self._loaders[reload.generation] = reload.loader
         self._supervisor.add(reload.loader.child(), self._group)
@@ -381,7 +381,9 @@ class Steering:
             if not begin.generation:
                 return self._own(about, it.plan, begin.number)(life, close)
             loader = self._loaders[begin.generation]
-            return loader.fork(begin.program, self._spec(about, it.plan, begin.number), life, self._identities / name)
+            spec = self._spec(about, it.plan, begin.number)
+            spec["replace"] = spec["replace"] or loader.replace
+            return loader.fork(begin.program, spec, life, self._identities / name)
 
         return self._child(it.about[begin.generation], it.plan, begin.number, born)
 

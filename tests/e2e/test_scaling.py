@@ -21,6 +21,13 @@ def agents(system: Running) -> set[int]:
     return {pid for pid in system.below_supervisor() if called(pid).startswith("echo-")}
 
 
+async def soon(condition: Callable[[], bool]) -> None:
+    """Wait until it is so, while others go on."""
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
 async def test_more_and_fewer_agents_under_load(systems: System, tmp_path: Path) -> None:
     file = write(tmp_path / "app.py", 0)
     with systems((str(file), 1)) as system:
@@ -33,9 +40,7 @@ async def test_more_and_fewer_agents_under_load(systems: System, tmp_path: Path)
                     answer = await teller.control(supervisor, "scale", program="echo", agents=count, why="a test")
                     assert (answer["agents"], answer["was"]) == (count, was)
                     await teller.until_fleet("echo", agents=count, serving=count)
-                    async with asyncio.timeout(120):
-                        while len(agents(system)) != count:
-                            await asyncio.sleep(0.05)
+                    await soon(lambda n=count: len(agents(system)) == n)  # type: ignore[misc]
                     was = count
                 await crowd.more(10)
             assert not crowd.refused
@@ -112,9 +117,7 @@ async def test_agents_are_drained_replaced_and_ended_by_name(systems: System, tm
                 await crowd.more(10)
                 before = agents(system)
                 assert (await teller.control(first, "restart"))["agents"] == 2
-                async with asyncio.timeout(120):
-                    while len(agents(system) - before) != 1 or len(agents(system)) != 2:
-                        await asyncio.sleep(0.05)
+                await soon(lambda: len(agents(system) - before) == 1 and len(agents(system)) == 2)
                 names = [it["agent"] for answer in await teller.discover("STATS.dspex-registrar")
                          for it in answer["data"]["processes"] if it["program"]]  # fmt: skip
                 assert len(names) == 2 and first not in names
@@ -146,7 +149,7 @@ async def test_a_new_up_takes_over_from_an_old_one(systems: System, tmp_path: Pa
             await crowd.more(10)
             before = agents(first)
             await teller.control(leaving, "drain")
-            until(lambda: all(gone(pid) for pid in before), what="the old agents stay")
+            await soon(lambda: all(gone(pid) for pid in before))
             await crowd.more(10)
             await teller.control(leaving, "stop")
             assert await asyncio.to_thread(first.wait) == 0
