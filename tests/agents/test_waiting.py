@@ -35,7 +35,7 @@ class Client:
 class Log:
     async def entry(self, position: int) -> Any:
         assert position < 1 << 63
-        return SimpleNamespace(position=position, subject="dspex.task.p")
+        return SimpleNamespace(position=position, subject="dspex.task.p", headers={})
 
     async def last(self, aggregate: str) -> None:
         return None
