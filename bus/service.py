@@ -27,7 +27,7 @@ __all__ = ["Endpoint", "Request", "Service", "error_reply"]
 logger = logging.getLogger("dspex.bus")
 
 QUEUE = "q"
-LINGER = 5.0
+LINGER = 60.0
 """Seconds for which a request that was on its way is still taken after a stop."""
 BUSY = 1.0
 """Seconds after which a request is worth trying again that came when a service had all it may work on."""
@@ -129,6 +129,7 @@ class Service:
         self.endpoints: list[Endpoint] = []
         self._started = rfc3339(time.time())
         self._subscriptions: dict[str, Subscription] = {}
+        self._leaving: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, endpoint: Endpoint) -> None:
@@ -153,16 +154,17 @@ class Service:
 
     def stop(self) -> None:
         """Ask for no new request. What is on its way, or being worked on, is served; `finish` waits for it."""
-        leaving = list(self._subscriptions.values())
+        self._leaving = list(self._subscriptions.values())
         self._subscriptions.clear()
-        for subscription in leaving:
+        for subscription in self._leaving:
             subscription.leave()
-        asyncio.get_running_loop().call_later(LINGER, _close, leaving)
+        asyncio.get_running_loop().call_later(LINGER, _close, self._leaving)  # nobody may finish
 
     async def finish(self, grace: float) -> None:
         """Wait up to `grace` seconds for the requests being worked on, then end them with what can be said now."""
         with suppress(ConnectionFailed):
             await self._client.flush()  # behind this, nothing more can come
+        _close(self._leaving)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         left = list(self._tasks)

@@ -90,6 +90,7 @@ class Crowd:
 
     async def _ask(self) -> None:
         while not self._stop:
+            since = time.strftime("%H:%M:%S")
             try:
                 reply = await self.plain.ask("echo", {"n": 0}, timeout=60)
                 if reply.code:
@@ -97,5 +98,5 @@ class Crowd:
                 else:
                     self.versions.append(reply.json["version"])
             except WRONG as error:
-                self.refused.append(f"ask: {error!r}")
+                self.refused.append(f"ask: {error!r} since {since}, {len(self.versions)} before")
             await asyncio.sleep(0.02)
