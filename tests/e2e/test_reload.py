@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from tests.e2e.plain import Plain
-from tests.e2e.running import Running, called, gone, until
-from tests.e2e.versions import Crowd, write
+from tests.e2e.running import Running, called, gone
+from tests.e2e.versions import Crowd, soon, write
 
 System = Callable[..., Running]
 
@@ -51,8 +51,8 @@ async def test_reloads_under_load_lose_nothing_and_refuse_nobody(
             assert len(codes) == reloads and all(it["was"] != it["code"] and it["by"] == "tester" for it in codes)
             assert [later["was"] for later in codes[1:]] == [sooner["code"] for sooner in codes[:-1]]
             await plain.until_fleet("echo", serving=2)
-            until(lambda: len(agents(system)) == 2, what="an old agent stays")
-            until(lambda: len([pid for pid in system.below_supervisor() if called(pid).startswith("loader")]) == 1)
+            await soon(lambda: len(agents(system)) == 2, what="an old agent stays")
+            await soon(lambda: len([pid for pid in system.below_supervisor() if called(pid).startswith("loader")]) == 1)
 
 
 async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: System, tmp_path: Path) -> None:
@@ -65,9 +65,7 @@ async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: Sy
                 write(file, 1, slow)
                 await teller.fleet("echo")
                 asked = asyncio.create_task(reload(teller))
-                async with asyncio.timeout(120):
-                    while len(agents(system)) < 3:
-                        await asyncio.sleep(0.02)
+                await soon(lambda: len(agents(system)) == 3)
                 os.kill(system.supervisor(), signal.SIGKILL)
                 answer = await asked  # it was asked again, and the new supervisor rolled over to what it had already
                 assert [it["program"] for it in answer["programs"]] == ["echo"], answer
@@ -94,9 +92,9 @@ async def test_code_that_cannot_serve_is_refused_and_touches_nobody(systems: Sys
             write(file, 1, "\n    def setup(self) -> None:\n        os._exit(9)\n")
             assert "exit 9" in (await reload(plain))["error"]["message"]
             assert "serves no program" in (await reload(plain, program="nobody"))["error"]["message"]
-            until(lambda: agents(system) == before, what="a new agent stays, or an old one is gone")
+            await soon(lambda: agents(system) == before, what="a new agent stays, or an old one is gone")
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 0
-            until(lambda: not any(called(pid).startswith("loader") for pid in system.below_supervisor()))
+            await soon(lambda: not any(called(pid).startswith("loader") for pid in system.below_supervisor()))
             story = await plain.story()
             assert not story.all_of("ProgramReloaded")
             write(file, 2, **{"n: int\n        seconds": "m: int = 0\n        n: int = 0\n        seconds"})
@@ -121,7 +119,7 @@ async def test_what_runs_ends_on_the_code_it_began_with_and_the_only_agent_leave
             release.touch()
             output = (await plain.final("echo", task)).json
             assert (output["version"], output["pid"]) == (0, old)
-            until(lambda: gone(old), what="it does not end when its task has")
+            await soon(lambda: gone(old), what="it does not end when its task has")
             (await plain.until_ended("echo")).check_once("echo", [task])
 
 
@@ -133,12 +131,12 @@ async def test_an_agent_that_dies_comes_back_with_the_new_code_whatever_the_file
         async with await system.plain() as plain:
             write(file, 1)
             await reload(plain)
-            until(lambda: len(agents(system)) == 1)
+            await soon(lambda: len(agents(system)) == 1)
             file.write_text("class Echo(:\n")
             for _ in range(3):
                 (agent,) = agents(system)
                 os.kill(agent, signal.SIGKILL)
-                until(lambda agent=agent: agents(system) - {agent}, what="nobody comes")  # type: ignore[misc]
+                await soon(lambda agent=agent: agents(system) - {agent}, what="nobody comes")  # type: ignore[misc]
                 assert (await plain.final("echo", await plain.submit("echo", {"n": 1}))).json["version"] == 1
             crashes = await plain.until(lambda story: len(story.all_of("AgentCrashed")) == 3)
             assert {event["data"]["reason"] for event in crashes.all_of("AgentCrashed")} == {"SIGKILL"}
@@ -152,12 +150,12 @@ async def test_the_files_of_the_author_are_watched(systems: System, tmp_path: Pa
         async with await system.plain() as plain:
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 1
             part.write_text("WORD = 22\n")
-            system.event("reloaded")
+            await asyncio.to_thread(system.event, "reloaded")
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 22
             part.write_text("WORD = \n")
-            system.event("not-reloaded")
+            await asyncio.to_thread(system.event, "not-reloaded")
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 22
             seen = len(system.events)
             part.write_text("WORD = 3333\n")
-            system.event("reloaded", after=seen)
+            await asyncio.to_thread(system.event, "reloaded", after=seen)
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 3333

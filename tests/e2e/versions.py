@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def write(file: Path, version: int, more: str = "", **changes: str) -> Path:
     os.utime(fresh, ns=(stamp, stamp))
     fresh.replace(file)
     return file
+
+
+async def soon(condition: Callable[[], object], what: str = "it did not happen") -> None:
+    """Wait until it is so, while others go on: the server drops a client whose loop stands still for seconds."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.05)
 
 
 @dataclass

@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.running import Running, called, gone, until
-from tests.e2e.versions import Crowd, write
+from tests.e2e.running import Running, called, gone
+from tests.e2e.versions import Crowd, soon, write
 
 from dspex.bus.server import Server
 
@@ -19,13 +19,6 @@ System = Callable[..., Running]
 def agents(system: Running) -> set[int]:
     """The processes that serve the program."""
     return {pid for pid in system.below_supervisor() if called(pid).startswith("echo-")}
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    """Wait until it is so, while others go on."""
-    async with asyncio.timeout(120):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_more_and_fewer_agents_under_load(systems: System, tmp_path: Path) -> None:
@@ -80,7 +73,7 @@ async def test_a_number_set_by_hand_outlives_the_supervisor(systems: System, tmp
             await plain.control(supervisor, "scale", program="echo", agents=3)
             for _ in range(2):
                 os.kill(system.supervisor(), signal.SIGKILL)
-                until(lambda: len(agents(system)) == 3, what="not as many as before")
+                await soon(lambda: len(agents(system)) == 3, what="not as many as before")
             await plain.until_fleet("echo", agents=3, serving=3, by="tester")
             story = await plain.until(lambda it: len(it.all_of("ProgramScaled")) > 0)
             assert len(story.all_of("ProgramScaled")) == 1, "it is said once, whoever says it again"
@@ -96,7 +89,7 @@ async def test_the_load_makes_more_agents_and_quiet_makes_fewer(systems: System,
         async with await system.plain() as plain:
             tasks = [await plain.submit("echo", {"n": n, "until": str(release)}) for n in range(40)]
             await plain.until_fleet("echo", agents=3, serving=3, by="load")
-            until(lambda: len(agents(system)) == 3)
+            await soon(lambda: len(agents(system)) == 3)
             release.touch()
             await plain.until_fleet("echo", agents=1, serving=1, by="load")
             story = await plain.until_ended("echo", tasks)
@@ -128,7 +121,7 @@ async def test_agents_are_drained_replaced_and_ended_by_name(systems: System, tm
                 await crowd.more(10)
             assert not crowd.refused
             assert (await teller.control(names[1], "stop"))["agents"] == 0
-            until(lambda: not agents(system))
+            await soon(lambda: not agents(system))
             waiting = await plain.submit("echo", {"n": 7})
             await teller.control(supervisor, "scale", program="echo", agents=1)
             assert (await plain.final("echo", waiting)).json["n"] == 7
