@@ -29,6 +29,8 @@ ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
 PAUSE = 0.2
 """Seconds between questions while nobody is there to answer."""
+LONGEST = 300.0
+"""Seconds that a call waits which is refused for now; it fails when it is told to wait longer."""
 UNKNOWN = 25
 """Questions after which a program without doors is taken for one that does not exist."""
 
@@ -95,6 +97,10 @@ class Calls:
         while True:
             reply = await self._ask(self._subjects.door(door, program), body, headers)
             code = reply.headers.get(h.ERROR_CODE, "") if reply else ""
+            wait = h.retry_after_of(reply.headers) if reply and code in ("429", "503") else None
+            if wait is not None and wait <= LONGEST:  # nothing was stored, and there will be room
+                await asyncio.sleep(wait)
+                continue
             if reply and code and code != "503":
                 raise _error(int(code), reply)
             if reply and reply.status != 503 and not code:

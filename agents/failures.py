@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 
+from dspex.agents import logtime
 from dspex.core.errors import BreakerOpen, ProgramFailed, TaskError
 from dspex.core.events import TaskFailed, TaskRetried
 from dspex.core.retry import Retry
@@ -44,7 +44,7 @@ def retried(
     delay = policy.delay(retries + 1, task)
     if delay is None:
         return None
-    until = time.time() + delay
+    until = logtime.now() + delay
     if isinstance(cause, BreakerOpen):  # before that it is only refused again
         until = max(until, cause.due)
     if deadline is not None and deadline < until:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +90,10 @@ class _Flow:
 
 
 class Limiter:
-    """Lends limits, and takes back what is not used."""
+    """Lends limits, and takes back what is not used. `on_reached` hears of alerts, in words."""
 
-    def __init__(self, log: Log, subjects: Subjects, source: str) -> None:
-        self._log, self._subjects, self._source = log, subjects, source
+    def __init__(self, log: Log, subjects: Subjects, source: str, on_reached: Callable[[str], None]) -> None:
+        self._log, self._subjects, self._source, self._on_reached = log, subjects, source, on_reached
         self.limits: dict[Scope, Limit] = {}
         self._states: dict[Scope, LimitsState] = {}
         self._seen = 0
@@ -350,6 +350,9 @@ class Limiter:
             raise LogError(f"{kept.name} was written by somebody else; it is read again")
         kept.head = result.head
         kept.ledger.state = budget_fold(events, kept.ledger.state)
+        for payload in payloads:
+            if isinstance(payload, LimitReached):
+                self._on_reached(_in_words(payload))
         for lease in [lease for lease in kept.ledger.spent if lease not in kept.ledger.state.open]:
             kept.ledger.spent.pop(lease, None)
             kept.ledger.reserved.pop(lease, None)
@@ -477,6 +480,12 @@ def _reached(kept: _Kept, used: float, of: float, *, all_of_it: bool = False) ->
         )
         for percent in alerts(of if all_of_it else used, of, kept.ledger.state.reached)
     ]
+
+
+def _in_words(reached: LimitReached) -> str:
+    amount = f"{reached.used:.6g} of {reached.of:.6g}"
+    kind = {"rate": "starts in its unit of time", "concurrency": "at work"}.get(reached.limit, reached.limit)
+    return f"{reached.scope} has reached {reached.percent} % of its {reached.limit} limit: {amount} {kind}"
 
 
 def _as_events(payloads: list[Payload]) -> list[Event]:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from dspex.agents import logtime
 from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
@@ -152,6 +153,7 @@ class Recorder:
             with Performing(self._life, call.key) as performing:
                 refused = self._attempt.breakers.refusal(call) if call.breaker else None
                 if refused is not None:
+                    await asyncio.sleep(0)  # a program that tries again at once must leave the loop to others
                     return failed(call, refused, 0.0)
                 # What may be done again need not wait, within a bound.
                 if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
@@ -229,7 +231,7 @@ class Recorder:
             return
         until = self._until_of(key, seconds)
         assert until is not None, "a sleep has an end"
-        while (left := until - time.time()) > SHORT:
+        while (left := until - logtime.now()) > SHORT:
             await self._park(TaskSleeping(key=key, until=until))
         with self._busy():
             await asyncio.sleep(max(left, 0.0))
@@ -253,7 +255,7 @@ class Recorder:
             fresh = next((each for each in received if each.position not in taken), None)
             if fresh:
                 record = EffectRecorded(key=key, name=kind, digest="", result=fresh.value, arguments=[fresh.position])
-            elif until is not None and until <= time.time():
+            elif until is not None and until <= logtime.now():
                 record = EffectRecorded(key=key, name=kind, digest="", error="builtins:TimeoutError", arguments=[
                     f"the signal {name} did not come in time"])  # fmt: skip
             else:
@@ -297,7 +299,7 @@ class Recorder:
         self._active = self._loop.time()
         look = self._loop.time() + LOOK
         try:
-            while self._loop.time() < look and (wait.until is None or wait.until - time.time() > 0):
+            while self._loop.time() < look and (wait.until is None or wait.until - logtime.now() > 0):
                 await asyncio.sleep(QUIET)
                 self._check()
                 self._suspend_if_quiet()
@@ -329,7 +331,7 @@ class Recorder:
         if key not in self._until:
             if seconds is not None and not (math.isfinite(seconds) and seconds <= MAX_WAIT):
                 raise ValueError(f"a wait takes at most {MAX_WAIT:,.0f} s, not {seconds}")
-            self._until[key] = None if seconds is None else time.time() + seconds
+            self._until[key] = None if seconds is None else logtime.now() + seconds
         return self._until[key]
 
     # -- writing

@@ -115,7 +115,10 @@ class Run:
         seat = self.seat
         values = self.values or seat.assignment
         alone = self.company is Company.NONE or UNSET
-        return TaskClaimed(attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code, alone=alone)
+        return TaskClaimed(
+            attempt=self.attempt, agent=seat.agent, assignment=values, code=seat.code, alone=alone,
+            wake=self.delivery.wake or UNSET,
+        )  # fmt: skip
 
     @property
     def patience(self) -> float:

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import math
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from dspex.agents import keys
+from dspex.agents import keys, logtime
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.guards import can_erase, erase_entry
 from dspex.agents.journal import events_for, head_of
@@ -30,7 +29,7 @@ from dspex.bus.wire import Message
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit, rfc3339, sealed_in
 from dspex.core.errors import ConnectionFailed, InvalidInput, LogCorrupt, LogError, TaskError
-from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskRetried
+from dspex.core.events import Event, InputSealed, Payload, SignalReceived, TaskClaimed, TaskRetried
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Entry, Log
 from dspex.core.sealing import Guard, text_of, unseal
@@ -120,17 +119,26 @@ class Waiting:
         if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
             return None
         state = await self.state(str(entry.position))
-        # A wake that comes for the first time finds its task asleep; one that comes again may find it in the hands of
-        # an agent that died after it had claimed it.
         if state.ended:
             if self._guard.private and not h.sealed(entry.headers) and can_erase(self._log):
                 # Whoever ended it died before it was erased.
                 await erase_entry(self._log, self._client, self._subjects, entry.position)
             return None
         foreign = entry.headers.get(h.CODE, code) != code
-        if wake.delivered == 1 and state.status != "sleeping" and not foreign:
+        if state.status != "sleeping" and not foreign and not await self._was_taken_with(task, wake):
             return None
         return Woken(entry, wake)
+
+    async def _was_taken_with(self, task: str, wake: Delivery) -> bool:
+        """Whether a task that does not sleep was claimed with this very wake: it comes again because its taker died or
+        lost its connection. Any other wake is one too many. How often it was delivered says nothing: a server that was
+        killed and a consumer with a new leader have forgotten that."""
+        entries = await self._log.read(aggregate("task", self._program, task))
+        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
+        claims = [event.data for event in events if isinstance(event.data, TaskClaimed)]
+        if claims and claims[-1].wake:
+            return claims[-1].wake == wake.position
+        return wake.delivered > 1  # claimed with its submission, or by a version that wrote down no wake
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands by its last commit."""
@@ -142,7 +150,7 @@ class Waiting:
         seconds since the epoch; None when it sleeps on."""
         known = list(events)
         waits = fold(known).waits
-        found = [when for when in times_of(known) if when <= time.time()]
+        found = [when for when in times_of(known) if when <= logtime.now()]
         records = remembered(known).records.values()
         heard = [record for record in records if record.name.startswith("signal.") and not record.error]
         taken = {record.arguments[0] for record in heard}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from dspex.agents import logtime
 from dspex.agents.assignments import Assignments
 from dspex.agents.attempts import Attempts
 from dspex.agents.backpressure import Backlog
@@ -237,6 +238,7 @@ class Worker:
 
     def take(self, delivery: Delivery, puller: Slots) -> None:
         """A delivery came. Called from the reading loop, so it only starts the work."""
+        logtime.at_least(delivery.stored_at)
         position = delivery.position
         held = self.running.get(position)
         if held is not None:
@@ -251,6 +253,7 @@ class Worker:
     async def _wake(self, wake: Delivery, puller: Puller) -> None:
         """A sleeping task may go on."""
         woken = None
+        logtime.at_least(wake.stored_at)
         try:
             woken = await self.waiting.woken(wake, self.code)
             held = woken and self.running.get(woken.position)
@@ -273,7 +276,7 @@ class Worker:
     async def _put_off(self, woken: Woken, puller: Puller) -> None:
         """So many tasks as may be are at work: this one is woken again, and a place is kept for it."""
         try:
-            await self.waiting.arm(str(woken.position), time.time() + PUT_OFF)
+            await self.waiting.arm(str(woken.position), logtime.now() + PUT_OFF)
             self.client.acknowledge(woken.message, ACK)
         except LogError as error:
             logger.warning("a wake will be delivered again: %s", error)

@@ -73,7 +73,7 @@ async def lag(folder: Path, seconds: float) -> None:
         event = {"specversion": "1.0", "data": {"text": "x" * 100}, "type": "EffectRecorded"}
         body = msgspec.json.encode([event] * EVENTS)
         file = folder / "lag" / "archive.db"
-        while not head_path(file).exists():
+        while not head_path(file).exists():  # noqa: ASYNC110  (another process makes it)
             await asyncio.sleep(0.1)
         archive = await Archive.open(file, readonly=True)
         sent: list[tuple[int, float]] = []

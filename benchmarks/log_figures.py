@@ -338,7 +338,7 @@ async def _drain(caller: Caller, count: int) -> dict[str, float]:
 
 async def _completions(client: Client, count: int) -> float:
     """Seconds from the first completion to the last, by the times that the log stored them."""
-    while (await jetstream_api(client, "STREAM.INFO.DSPEX"))["state"]["num_subjects"] < count:
+    while (await jetstream_api(client, "STREAM.INFO.DSPEX"))["state"]["num_subjects"] < count:  # noqa: ASYNC110
         await asyncio.sleep(0.2)
     log = JetStreamLog(client, SUBJECTS, "bench")
     head = await log.head()

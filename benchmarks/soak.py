@@ -87,7 +87,7 @@ class Load:
         self._client = client
         self.acknowledged = array("Q")
         self.unknown = self.refused = self.sent = self.held_back = 0
-        self._out = 0
+        self._out: set[asyncio.Future[Any]] = set()
 
     async def steadily(self, rate: float, seconds: float) -> None:
         begun, base = time.monotonic(), self.sent
@@ -98,7 +98,7 @@ class Load:
                 base -= due
                 due = 0
             for _ in range(due):
-                if self._out >= IN_FLIGHT:
+                if len(self._out) >= IN_FLIGHT:
                     break
                 self._send()
             await asyncio.sleep(0.01)
@@ -106,13 +106,14 @@ class Load:
     async def flood(self, tasks: int) -> None:
         until = self.sent + tasks
         while self.sent < until:
-            while self._out < IN_FLIGHT and self.sent < until:
+            while len(self._out) < IN_FLIGHT and self.sent < until:
                 self._send()
             await asyncio.sleep(0.002)
 
     async def settle(self) -> None:
-        while self._out:
-            await asyncio.sleep(0.05)
+        """Wait for what is under way; the client's own timeouts end that."""
+        if self._out:
+            await asyncio.wait(self._out)
 
     def _send(self) -> None:
         n = self.sent
@@ -123,11 +124,11 @@ class Load:
         except ConnectionFailed:
             self.refused += 1
             return
-        self._out += 1
+        self._out.add(future)
         future.add_done_callback(self._answered)
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
-        self._out -= 1
+        self._out.discard(future)
         if future.exception() is not None:
             self.unknown += 1
         elif future.result().status or b'"seq"' not in future.result().data:

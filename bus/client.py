@@ -199,7 +199,7 @@ class Client:
         self._wire.push()
         try:
             await self._wire.flush(timeout=max(1, round(timeout)))
-        except NatsError as error:
+        except (NatsError, OSError, RuntimeError) as error:  # uvloop's word for a socket that is closed is RuntimeError
             raise ConnectionFailed(f"the NATS server does not answer ({_reason(error)})") from None
 
     def cut(self) -> None:

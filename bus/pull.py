@@ -31,6 +31,9 @@ class Delivery:
 
     __slots__ = ("_time", "delivered", "message", "pending", "position", "sequence")
 
+    wake = 0
+    """Of a task that was woken: the position of its wake."""
+
     def __init__(self, message: Message) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.<consumer seq>.<time>.<pending>, newer: 2 tokens more
         tokens = message.raw_reply.split(b".")

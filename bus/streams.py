@@ -43,8 +43,10 @@ MAX_QUEUED_BYTES = 256 << 20
 LEAST_MEMORY = 100_000_000
 """Nanoseconds for which JetStream remembers message ids at least."""
 ASK_AGAIN = 0.5
-"""Seconds until what only reads is asked again; then twice as long, and so on."""
-_READS = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.INFO.")
+"""Seconds until what may be asked twice is asked again; then twice as long, up to `LONGEST`."""
+LONGEST = 4.0
+_REPEATABLE = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.INFO.", "STREAM.CREATE.", "CONSUMER.CREATE.")
+"""What reads, and what makes something that is the same when it is made twice."""
 NOT_FOUND = {10059, 10014}  # stream not found, consumer not found
 TOO_FEW_SERVERS = {10074, 10005}
 IN_USE = {10058, 10148, 10105}
@@ -208,11 +210,11 @@ async def jetstream_api(
 ) -> dict[str, Any]:
     """One call of the JetStream API. The reply's `error` is left for the caller; LogError when nobody answers.
 
-    A cluster never answers what it was asked while it had no leader, so what only reads is asked again and again.
+    A cluster never answers what it was asked while it had no leader, so what may be asked twice is asked again.
     """
     data = b"" if body is None else msgspec.json.encode(body)
     try:
-        if verb.startswith(_READS):
+        if verb.startswith(_REPEATABLE):
             reply = await _asked(connection, f"$JS.API.{verb}", data, timeout)
         else:
             reply = await connection.request(f"$JS.API.{verb}", data, timeout=timeout)
@@ -235,7 +237,7 @@ async def _asked(connection: Connection, subject: str, data: bytes, timeout: flo
         for each in answered:
             if not isinstance(each.exception(), TimeoutError):
                 return each.result()
-        wait *= 2
+        wait = min(2 * wait, LONGEST)
     raise TimeoutError(f"{subject} is not answered")
 
 

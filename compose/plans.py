@@ -13,6 +13,7 @@ from dspex.compose.app import load_app
 from dspex.core.errors import ConfigurationError, DspexError
 from dspex.core.program import Program
 from dspex.core.scaling import Scale
+from dspex.core.upkeep import Upkeep
 
 __all__ = ["About", "Plan", "check_names", "programs_of"]
 
@@ -29,6 +30,7 @@ class Plan:
     values: dict[str, Any] = field(default_factory=dict)
     scale: Scale | None = None
     max_queue: int | None = None
+    upkeep: Upkeep = field(default_factory=Upkeep)
 
     @property
     def bounds(self) -> Scale:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from dspex.agents.bounds import Bounds
 from dspex.agents.children import EXIT_REFUSED, Child, CloseOthers, Life, fork_child
 from dspex.agents.link import Link
+from dspex.agents.resources import in_force
 from dspex.agents.supervisor import Supervisor
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
@@ -38,7 +39,8 @@ from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
-from dspex.core.supervision import GIVE_UP, SupervisorSpec
+from dspex.core.supervision import SupervisorSpec
+from dspex.core.upkeep import Named, arranged, stop_time
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
 __all__ = ["Plan", "SystemSpec", "run_root", "secure"]
@@ -71,6 +73,7 @@ class SystemSpec:
     limits: dict[str, dict[str, str]] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
     marks: Marks = field(default_factory=Marks)
+    supervisors: tuple[Named, ...] = ()
 
 
 def run_root(
@@ -174,7 +177,7 @@ class _Root:
         self.secured, self.tell, self.status, self.ready = secured, on_event, 0, False
         self.health = Health(server) if server else None
         children = [
-            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, shutdown=25.0),
+            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, shutdown=15.0 + _stop_time(spec)),
         ]
         if server:
             children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server, look=self._look_at_server))
@@ -326,6 +329,7 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
             "name": called(about, number), "url": url, "prefix": spec.prefix, "app": plan.app,
             "credentials": credentials(Role.AGENT, about.program), "replace": spec.replace, "values": plan.values,
             "code": about.code, "master": spec.master, "max_queue": plan.max_queue,
+            "upkeep": plan.upkeep, "number": number,
         }  # fmt: skip
 
     def own(about: About, plan: Plan, number: int) -> Born:
@@ -333,28 +337,29 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
         return lambda life, close: fork_child(lambda line: agent_main(line, life, agent), close)
 
     def child(about: About, plan: Plan, number: int, born: Born) -> Child:
-        return Child(called(about, number), "agent", born, program=about.program)
-
-    def nest(program: str, agents: tuple[Child, ...]) -> SupervisorSpec:
-        return SupervisorSpec(program, agents, beyond="retry", ordered=False, give_up=GIVE_UP)
+        return Child(
+            called(about, number), "agent", born, program=about.program, restart=plan.upkeep.restart,
+            shutdown=plan.upkeep.shutdown, blocked_after=plan.upkeep.blocked_after,
+        )  # fmt: skip
 
     classes = {program.name: program for _, program in plans}
     group = f"programs-{name}"
     steering = Steering(
         f"{SUPERVISOR}-{name}", name, [(plan, About.of(program)) for plan, program in plans], group=group, child=child,
-        own=own, spec=described, nest=nest, identities=folder.path / "identities", kept=life.kept, replace=spec.replace,
+        own=own, spec=described, identities=folder.path / "identities", kept=life.kept, replace=spec.replace,
         watch=spec.watch, debug=spec.debug, may_grow=secured is None,
     )  # fmt: skip
     children: list[Child | SupervisorSpec] = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive:
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
-    children.append(SupervisorSpec(group, steering.children(), beyond="retry", ordered=False))
+    top = arranged(steering.children(), spec.supervisors)
+    children.append(SupervisorSpec(group, top, beyond="retry", ordered=False))
     tree = SupervisorSpec(f"{SUPERVISOR}-{name}", tuple(children), beyond="retry")
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
 
     def forward(event: dict[str, Any]) -> None:
-        if event["event"] == "draining":  # the rest is told by itself
+        if event["event"] in ("draining", "limit"):  # the rest is told by itself
             link.send(event)
         steering.heard(event)
 
@@ -366,11 +371,17 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     return supervisor.run()
 
 
+def _stop_time(spec: SystemSpec) -> float:
+    """Seconds that the agents get to end, when the programs are not known yet."""
+    each = [plan.upkeep.shutdown for plan in spec.plans for _ in range(max(plan.agents, plan.bounds.most))]
+    return stop_time(each, named=bool(spec.supervisors))
+
+
 def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:
     about = program.describe()
     return {
         "program": about.name, "doc": about.doc, "agents": plan.agents, "app": plan.app,
-        "input_schema": about.input_schema,
+        "input_schema": about.input_schema, "confined": in_force(plan.upkeep),
     }  # fmt: skip
 
 

@@ -60,12 +60,12 @@ class Steering:
     def __init__(
         self, name: str, system: str, served: Iterable[tuple[Plan, About]], *, group: str,
         child: Callable[[About, Plan, int, Born], Child], own: Callable[[About, Plan, int], Born],
-        spec: Callable[[About, Plan, int], dict[str, Any]], nest: Callable[[str, tuple[Child, ...]], SupervisorSpec],
+        spec: Callable[[About, Plan, int], dict[str, Any]],
         identities: Path, kept: dict[str, Any], replace: bool = False, watch: bool = False, debug: bool = False,
         may_grow: bool = True,
     ) -> None:  # fmt: skip
         self.name, self._system, self._group, self._identities = name, system, group, identities
-        self._child, self._own, self._spec, self._nest = child, own, spec, nest
+        self._child, self._own, self._spec = child, own, spec
         self._replace, self._debug, self._may_grow = replace, debug, may_grow
         self.fleet = Fleet()
         self._loaders: dict[int, Loader] = {}
@@ -85,7 +85,8 @@ class Steering:
         groups = []
         for name, it in self._served.items():
             begun = self.fleet.serve(name, it.plan.agents)
-            groups.append(self._nest(name, tuple(self._made(each) for each in begun if isinstance(each, Begin))))
+            agents = tuple(self._made(each) for each in begun if isinstance(each, Begin))
+            groups.append(it.plan.upkeep.over(name, agents))
         return tuple(groups)
 
     def attach(self, supervisor: Supervisor) -> None:
@@ -304,7 +305,7 @@ class Steering:
         """A program that the old code did not have."""
         plan = replace(reload.plan_of(about.program), values={}, name="")
         it = self._served[about.program] = _Served(plan, plan.bounds, about={generation: about}, code=about.code)
-        self._supervisor.add(self._nest(about.program, ()), self._group)
+        self._supervisor.add(plan.upkeep.over(about.program, ()), self._group)
         self._do(self.fleet.serve(about.program, it.plan.agents, generation))
         reload.done.append({"program": about.program, "code": about.code, "was": "", "agents": it.plan.agents})
 

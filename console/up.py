@@ -73,6 +73,7 @@ def up(
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
         limits=settings.limit_texts(), marks=settings.doors.marks(), watch=watch,
+        supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -120,7 +121,12 @@ def _plans(
     for name, program in settings.programs.items():
         scale = settings.scale if agents else program.scale
         begins = scale.least if agents else (program.agents or scale.least)
-        plans.append(Plan(str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue))
+        plans.append(
+            Plan(
+                str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue,
+                upkeep=settings.upkeep(name),
+            )
+        )
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
         raise ConfigurationError(
@@ -182,6 +188,8 @@ class _Teller:
                     self._line(green(f"{it['program']} serves with code {it['code']}, reloaded by {event['by']}"))
             case "not-reloaded":
                 self._line(red(f"not reloaded: {event['reason']}; the code that serves goes on"))
+            case "limit":
+                self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
             case "better":
@@ -242,6 +250,8 @@ class _Teller:
         for program, count in zip(self.programs, counts, strict=True):
             name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
             click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
+            if program["confined"]:
+                click.echo(dim(f"  {' ' * wide}  {program['confined']}"))
 
 
 def data_flag(data: Path) -> str:

@@ -82,13 +82,14 @@ class InputSealed(Payload, frozen=True, kw_only=True):
 
 class TaskClaimed(Payload, frozen=True, kw_only=True):
     """An attempt began to hold the task. `assignment` is the hash of the values it runs on; `alone` says that nothing
-    else runs in its process."""
+    else runs in its process; `wake` is the position of the wake that it took the task with, in the stream of timers."""
 
     attempt: int
     agent: str
     assignment: str
     code: str = ""
     alone: bool | UnsetType = UNSET
+    wake: int | UnsetType = UNSET
 
 
 class AttemptDied(Payload, frozen=True, kw_only=True):

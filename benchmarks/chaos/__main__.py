@@ -23,7 +23,7 @@ from benchmarks.chaos.faults import FAULTS, MIXES
 from benchmarks.chaos.history import History
 from benchmarks.chaos.report import Found, judge, table
 
-SHORT = Options(tasks=400, seed=4, rate=60.0, every=(0.5, 1.2), agents=2, clients=4)
+SHORT = Options(tasks=400, seed=4, rate=40.0, every=(0.4, 1.0), agents=2, clients=4, faults=13)
 SHORT_FAULTS = (
     "kill-agent", "kill-registrar", "kill-archivist", "kill-supervisor", "kill-server", "stop-agent", "restart-server",
     "slow-agent", "slow-client", "clock-ahead", "clock-behind", "hostile",

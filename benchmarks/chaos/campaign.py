@@ -19,6 +19,7 @@ from benchmarks.chaos.collect import archived, long_task, performances, settled,
 from benchmarks.chaos.evidence import Evidence
 from benchmarks.chaos.faults import Happened, Target, schedule, unleash
 from benchmarks.chaos.history import History
+from benchmarks.chaos.workload import PROGRAM
 from tests.e2e.running import Running
 
 from dspex.bus.server import free_port
@@ -27,6 +28,8 @@ __all__ = ["Options", "Run", "Unavailable", "campaign", "counting", "environment
 
 HERE = Path(__file__).parent
 APP = f"{HERE / 'program.py'}:Chaos"
+LIMITS = {PROGRAM: {"usd": "1000"}}
+"""A budget that is never spent: what is lent and settled of it has to add up."""
 CALM = 4.0
 """Seconds of load before the first fault, in which the full rate is measured."""
 
@@ -37,7 +40,8 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What a campaign is run with. `every` is from how many to how many seconds lie between two faults."""
+    """What a campaign is run with: at least so many tasks and faults of each class; `every` is from how many to how
+    many seconds lie between two faults."""
 
     tasks: int = 1000
     seed: int = 1
@@ -46,6 +50,7 @@ class Options:
     every: tuple[float, float] = (5.0, 40.0)
     agents: int = 3
     clients: int = 12
+    faults: int = 3
     patience: float = 90.0
     durability: str = "process"
 
@@ -131,7 +136,7 @@ def _target(folder: Path, names: Sequence[str], options: Options) -> Iterator[Ta
     with (small_disk(folder, 256 << 20) if fills else _nothing(folder)) as place:
         system = Running(
             place / "data", (APP, options.agents), words=folder / "words", log=options.log,
-            durability=options.durability, port=free_port(),
+            durability=options.durability, port=free_port(), limits=LIMITS,
         )  # fmt: skip
         with environment(**(clock.environment if clock else {})):
             try:
@@ -159,31 +164,38 @@ async def campaign(
         system = target.system
         clients = Clients(
             system.plain, history, seed=options.seed, tasks=options.tasks, rate=options.rate, count=options.clients,
-            patience=options.patience,
+            patience=options.patience, enough=lambda: len(happened) >= options.faults,
         )  # fmt: skip
         began = time.time()
-        async with _progress(name, clients, happened, say), _faults(target, names, options, happened):
+        async with _progress(name, clients, happened, say), _faults(target, names, options, happened, clients.sent):
             await clients.run()
-        ended = time.time()
+            ended = time.time()
         say(f"{name}: {clients.acknowledged} acknowledged, {len(happened)} faults; waiting for what is open")
-        evidence = await _evidence(system, history, book, options)
+        patience = 1.0 if clients.hanging else options.patience
+        evidence = await _evidence(system, history, book, options, patience)
+        evidence.hanging = clients.hanging
     return Run(name, evidence, happened, began, ended)
 
 
 @asynccontextmanager
 async def _faults(
-    target: Target, names: Sequence[str], options: Options, happened: list[Happened]
+    target: Target, names: Sequence[str], options: Options, happened: list[Happened], sent: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Faults as long as the clients are at work, and the last of them ended when this is left."""
+    """Faults as long as the clients send; the last of them has ended when this is left."""
 
     async def run() -> None:
         await asyncio.sleep(CALM)
         await unleash(target, schedule(names, options.seed, options.every), happened)
 
-    running = asyncio.create_task(run())
+    async def until_sent() -> None:
+        await sent.wait()
+        running.cancel()
+
+    running, stopping = asyncio.create_task(run()), asyncio.create_task(until_sent())
     try:
         yield
     finally:
+        stopping.cancel()
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
@@ -209,10 +221,12 @@ async def _progress(
         talking.cancel()
 
 
-async def _evidence(system: Running, history: History, book: Path, options: Options) -> Evidence:
+async def _evidence(
+    system: Running, history: History, book: Path, options: Options, patience: float
+) -> Evidence:
     async with await system.plain() as plain:
         await long_task(plain)
-        told = await settled(plain, options.patience)
+        told = await settled(plain, patience)
     last = told.rows[-1].position
     return Evidence(
         history=history, told=told, performances=performances(book),

@@ -58,9 +58,10 @@ def job(seed: int, n: int) -> Job:
     kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
     seconds = {"nap": 2.0, "late": 0.0}.get(kind, chance.choice((0.0, 0.005, 0.02)))
     waits = kind in ("nap", "signal", "hold", "late")
+    told = kind in ("signal", "hold")  # with a key, so that whoever has to tell it something learns its id
     return Job(
         n=n, body={"n": n, "kind": kind, "seconds": seconds}, ask=not waits and chance.random() < 0.4,
-        key=f"{seed}-{n}" if chance.random() < 0.8 else "", deadline=3.0 if kind == "late" else None,
+        key=f"{seed}-{n}" if told or chance.random() < 0.8 else "", deadline=3.0 if kind == "late" else None,
         twice=chance.random() < 0.1, scored=chance.random() < 0.1, read=chance.random() < 0.5,
         cancel=kind == "hold" or (not waits and chance.random() < 0.02),
     )  # fmt: skip

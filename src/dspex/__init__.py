@@ -16,6 +16,8 @@ _HOME = {
     "dspex.core.effects": ("effect", "idempotency_key", "spend"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
+    "dspex.core.supervision": ("Intensity",),
+    "dspex.core.upkeep": ("Upkeep",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
     "dspex.core.space": ("Assignment", "Space"),
     "dspex.core.types": (
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from dspex.core.schema import Schema as Schema
     from dspex.core.space import Assignment as Assignment
     from dspex.core.space import Space as Space
+    from dspex.core.supervision import Intensity as Intensity
     from dspex.core.types import AttentionWeights as AttentionWeights
     from dspex.core.types import Confidence as Confidence
     from dspex.core.types import Embedding as Embedding
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from dspex.core.types import Secret as Secret
     from dspex.core.types import Tensor as Tensor
     from dspex.core.types import TokenList as TokenList
+    from dspex.core.upkeep import Upkeep as Upkeep
     from dspex.core.variables import computed as computed
     from dspex.core.variables import constraint as constraint
     from dspex.core.variables import variable as variable

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
+from dspex.agents.journal import events_for
 from dspex.agents.limits import Limits
 from dspex.agents.link import link_pair
 from dspex.agents.waiting import Waiting
@@ -19,7 +21,10 @@ from dspex.agents.writer import Superseded
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core.errors import ConnectionFailed
+from dspex.core.events import EffectRecorded, Head, TaskClaimed, TaskCompleted, TaskSleeping
+from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects
+from dspex.store.memory import MemoryLog
 
 
 class Client:
@@ -66,6 +71,32 @@ async def test_a_wake_for_no_possible_task_is_none() -> None:
     log: Any = Log()
     waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
     assert await waiting.woken(delivered(json.dumps({"task": "9" * 5000}).encode()), "c") is None
+
+
+async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says_it_came() -> None:
+    """A consumer with a new leader and a server that was killed have forgotten how often they delivered it."""
+    log = MemoryLog()
+    task = str(await log.store("dspex.task.p", b"{}", {}))
+    name, wake = f"task.p.{task}", json.dumps({"task": task}).encode()
+    waiting = Waiting(Client(), log, Subjects(), "p", "/agents/a", *nothing_private())  # type: ignore[arg-type]
+    step = EffectRecorded(key="k", name="step", digest="", result=Raw(b"1"))
+    head, found = Head(), dict[str, list[bool]]()
+    for what, payload in {
+        "asleep": TaskSleeping(key="k", until=1.0),
+        "taken with another": TaskClaimed(attempt=2, agent="b", assignment="x", wake=8),
+        "taken with it": TaskClaimed(attempt=3, agent="b", assignment="x", wake=9),
+        "and on its way": step,
+        "taken by an older version": TaskClaimed(attempt=4, agent="b", assignment="x"),
+        "ended": TaskCompleted(output=Raw(b"1"), seconds=1.0),
+    }.items():
+        result = await log.append(name, events_for(name, head, [payload], source="/agents/b"), head)
+        assert isinstance(result, Appended)
+        head = result.head
+        found[what] = [await waiting.woken(delivered(wake, times), "c") is not None for times in (1, 2)]
+    assert found == {
+        "asleep": [True, True], "taken with another": [False, False], "taken with it": [True, True],
+        "and on its way": [True, True], "taken by an older version": [False, True], "ended": [False, False],
+    }  # fmt: skip
 
 
 class Puller:

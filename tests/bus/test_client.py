@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import uvloop
 
 from dspex.bus import client as client_module
 from dspex.bus import wire as wire_module
@@ -295,6 +296,23 @@ async def test_what_is_published_while_the_server_is_away_arrives_later(server: 
         assert came == [b"%d" % n for n in range(100)]
 
 
+def test_a_transport_that_has_just_closed_is_a_lost_connection(shared_server: Server) -> None:
+    """uvloop raises RuntimeError there, and an agent's loop is one."""
+
+    async def run() -> None:
+        subject, heard = f"test.s{next(_numbers)}", []
+        async with await Client.connect(shared_server.url) as client, await Client.connect(shared_server.url) as other:
+            other.subscribe(subject, lambda message: heard.append(message.data))
+            await other.flush()
+            client._wire._transport._io_writer.transport.abort()  # the library has not noticed yet
+            client.publish(subject, b"meanwhile")
+            with pytest.raises(ConnectionFailed):
+                await client.flush()
+            await until(lambda: heard == [b"meanwhile"])
+
+    uvloop.run(run())
+
+
 async def test_what_is_published_while_the_server_is_away_is_bounded(server: Server) -> None:
     async with await Client.connect(server.url) as client:
         server.kill()
@@ -543,6 +561,26 @@ async def test_who_fails_after_a_reconnect_does_not_keep_it_from_the_others(serv
         client.on_reconnect += [fail, lambda: heard.append(1)]
         client.cut()
         await until(lambda: heard)
+
+
+def test_what_is_sent_into_a_socket_that_has_just_broken_is_sent_after_the_reconnect(server: Server) -> None:
+    """In uvloop, as agents run: its transports refuse what asyncio's throw away."""
+    wrong: list[object] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: wrong.append(context))
+        async with await Client.connect(server.url) as client, await Client.connect(server.url) as other:
+            heard: list[bytes] = []
+            other.subscribe("test.broken", lambda message: heard.append(message.data))
+            await other.flush()
+            client._wire._transport._io_writer.transport.abort()
+            client.publish("test.broken", b"one")
+            with suppress(ConnectionFailed):  # and nothing else
+                await client.flush()
+            await until(lambda: heard == [b"one"])
+
+    uvloop.run(run())
+    assert not wrong
 
 
 async def test_a_connection_left_behind_by_a_reconnect_is_read_no_more(
