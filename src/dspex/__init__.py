@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
     "dspex.core.breaker": ("Breaker",),
-    "dspex.core.effects": ("effect", "idempotency_key", "spend"),
+    "dspex.core.effects": ("cancelled", "effect", "idempotency_key", "spend", "time_left"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.supervision": ("Intensity",),
@@ -61,9 +61,11 @@ if TYPE_CHECKING:
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
     from dspex.core.breaker import Breaker as Breaker
+    from dspex.core.effects import cancelled as cancelled
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
     from dspex.core.effects import spend as spend
+    from dspex.core.effects import time_left as time_left
     from dspex.core.errors import BreakerOpen as BreakerOpen
     from dspex.core.errors import BudgetExhausted as BudgetExhausted
     from dspex.core.errors import ConfigurationError as ConfigurationError
