@@ -36,7 +36,7 @@ def plain(book: str) -> str:
     return "done"
 
 
-@effect(retry=Retry(attempts=3, backoff=1.6, factor=1, jitter=0))
+@effect(retry=Retry(attempts=2, backoff=1.6, factor=1, jitter=0))
 async def flaky(book: str) -> str:
     note(book, "try", idempotency_key())
     raise ConnectionError("the line is down")
