@@ -63,6 +63,8 @@ WRITE_DOWN = 0.5
 """Seconds for the last records of the runs that a drain hands back."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
+TIMER_GRAIN = 2.0
+"""Seconds by which a timer may be late: it is of whole ones, and the agent has to hear of it."""
 PUT_OFF = 1.0
 """Seconds until a task is woken again that found no permit to go on."""
 STUBBORN = 1.0
@@ -281,7 +283,7 @@ class Worker:
         except LogError as error:
             logger.warning("a wake will be delivered again: %s", error)
         puller.release()
-        self.limits.let_pass(2 * PUT_OFF)
+        self.limits.let_pass(PUT_OFF + TIMER_GRAIN)
 
     async def _signal(self, delivery: Delivery, puller: Puller) -> None:
         try:
@@ -315,11 +317,16 @@ class Worker:
         run.settling = True
         if len(self.running) < self._slots + MAX_COMMITS:
             run.freed = True
-            run.puller.release()
+            self._release(run)
 
     def _forget(self, run: Run) -> None:
         if self.running.pop(run.delivery.position, None) is not None and not run.freed:
-            run.puller.release()
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        run.puller.release()
+        if self.limits.paced:  # then the slot of a wake is room for a task
+            self._repace()
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, bounded: bool = True) -> None:
         if len(self._side) < MAX_SIDE or not bounded:
