@@ -42,6 +42,12 @@ async def flaky(book: str) -> str:
     raise ConnectionError("the line is down")
 
 
+@effect(retry=Retry(attempts=3, backoff=100.0, jitter=0))
+async def patient(book: str) -> str:
+    note(book, "try")
+    raise ConnectionError("the line is down")
+
+
 class Wait(ConnectionError):
     retry_after = 2.0
 
@@ -69,7 +75,7 @@ class Loop(Program):
 
     timeout = 50.0
     concurrency = 2
-    retry = Retry(attempts=5, backoff=40.0, jitter=0, on=(KeyError,))
+    retry = Retry(attempts=5, backoff=100.0, jitter=0, on=(KeyError,))
 
     class Input(_Input):
         pass
@@ -85,6 +91,8 @@ class Loop(Program):
                 await plain(input.book)
             case "flaky":
                 await flaky(input.book)
+            case "patient":
+                await patient(input.book)
             case "busy":
                 await busy(input.book)
             case "http":
