@@ -21,6 +21,7 @@ from dspex.agents.assignments import Assignments
 from dspex.agents.doors import Doors
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
+from dspex.agents.stillness import Stillness
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, IN_PROGRESS, NAK
@@ -53,6 +54,7 @@ class Watch:
         self._stand_in: Service | None = None
         self._said = self._spoke = 0.0
         self._failed = False
+        self._stillness = Stillness()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="dspex-watch", daemon=True).start()
@@ -80,9 +82,10 @@ class Watch:
 
     async def _look(self, now: float) -> None:
         held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
+        still = self._stillness.seconds(self._worker.pulse, now)
         if held:
-            await self._beat(held, now)
-        if self._stand_in and now - self._worker.pulse < BLOCKED:
+            await self._beat(held, now, still)
+        if self._stand_in and still < BLOCKED:
             self._stand_in.stop()
             self._stand_in = None
 
@@ -96,7 +99,7 @@ class Watch:
             with suppress(Exception):
                 await client.close()
 
-    async def _beat(self, held: list[Run], now: float) -> None:
+    async def _beat(self, held: list[Run], now: float, still: float) -> None:
         try:
             if self._client is None:
                 worker = self._worker
@@ -108,8 +111,8 @@ class Watch:
                     self._client.respond(run.delivery.message, IN_PROGRESS)
         except ConnectionFailed as error:
             logger.debug("no beat: %s", error)
-        if now - self._worker.pulse > BLOCKED:
-            self._say_blocked(now - self._worker.pulse)
+        if still > BLOCKED:
+            self._say_blocked(still)
             if self._client and now - self._spoke > BLOCKED:
                 self._spoke = now
                 self._worker.limits.speak_for(self._client)
