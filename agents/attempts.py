@@ -27,7 +27,7 @@ from dspex.agents.run import Run
 from dspex.agents.runner import Runner
 from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
-from dspex.agents.waiting import Woken
+from dspex.agents.waiting import Given, Woken
 from dspex.bus.client import Client
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit, sealed_in
@@ -223,6 +223,9 @@ class Attempts:
         last = run.history[-1].data if run.history else None
         if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
             await self.endings.rest(run, last.until)
+            return False
+        if state.status == "sleeping" and not isinstance(run.delivery, Given):
+            await self.endings.wake_instead(run)
             return False
         run.begun_by = state.code_version if state.code_version != self.code else ""
         run.values = run.values or await self._begun_on(run, state)

@@ -115,6 +115,12 @@ class Endings:
         await self._wake_if_late(run, until)
         self.client.acknowledge(run.delivery.message, ACK)
 
+    async def wake_instead(self, run: Run) -> None:
+        """A task that sleeps was delivered again: whoever put it to sleep has died, or acknowledges it only now. It is
+        not taken with a delivery that another may acknowledge, but woken, which looks at the time and the inbox, too."""
+        await self.waiting.wake(run.id)
+        self.client.acknowledge(run.delivery.message, ACK)
+
     async def put_to_sleep(self, run: Run) -> None:
         """Commit what the task waits for; from then on it holds nothing here. It is acknowledged last, so that whoever
         dies in between leaves a task that is delivered again."""

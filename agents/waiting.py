@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
+from msgspec import UNSET
 
 from dspex.agents import keys
 from dspex.agents.cancelling import CANCEL, Cancelling
@@ -119,27 +120,27 @@ class Waiting:
         entry = await self._log.entry(int(task))
         if entry is None or self._subjects.door_of(entry.subject) != ("task", self._program):
             return None
-        state = await self.state(str(entry.position))
+        events = [event for each in await self._log.read(aggregate("task", self._program, str(entry.position)))
+                  for event in decode_commit(each.body, each.position)]  # fmt: skip
+        state = fold(events)
         if state.ended:
             if self._guard.private and not h.sealed(entry.headers) and can_erase(self._log):
                 # Whoever ended it died before it was erased.
                 await erase_entry(self._log, self._client, self._subjects, entry.position)
             return None
         foreign = entry.headers.get(h.CODE, code) != code
-        if state.status != "sleeping" and not foreign and not await self._was_taken_with(task, wake):
-            return None
-        return Woken(entry, wake)
-
-    async def _was_taken_with(self, task: str, wake: Delivery) -> bool:
-        """Whether a task that does not sleep was claimed with this very wake: it comes again because its taker died or
-        lost its connection. Any other wake is one too many. How often it was delivered says nothing: a server that was
-        killed and a consumer with a new leader have forgotten that."""
-        entries = await self._log.read(aggregate("task", self._program, task))
-        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
         claims = [event.data for event in events if isinstance(event.data, TaskClaimed)]
-        if claims and claims[-1].wake:
-            return claims[-1].wake == wake.position
-        return wake.delivered > 1  # claimed with its submission, or by a version that wrote down no wake
+        took = claims[-1].wake if claims else UNSET
+        if state.status == "sleeping" and took == wake.position:
+            # Whoever it woke has put the task to sleep again, and may acknowledge it only now. A task must not be taken
+            # with what another may acknowledge: its taker would die, and nothing would come again.
+            await self.wake(task)
+            return None
+        if state.status == "sleeping" or foreign or took == wake.position:
+            return Woken(entry, wake)
+        # At work elsewhere: with another wake, which comes again if need be; or with its submission, or taken by a
+        # version that wrote down no wake. How often this one came is forgotten by a server that was killed.
+        return Woken(entry, wake) if not took and wake.delivered > 1 else None
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands by its last commit."""

@@ -21,7 +21,6 @@ from dspex.agents.assignments import Assignments
 from dspex.agents.doors import Doors
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
-from dspex.agents.stillness import Stillness
 from dspex.agents.worker import Worker
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK, IN_PROGRESS, NAK
@@ -54,7 +53,6 @@ class Watch:
         self._stand_in: Service | None = None
         self._said = self._spoke = 0.0
         self._failed = False
-        self._stillness = Stillness()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="dspex-watch", daemon=True).start()
@@ -82,10 +80,9 @@ class Watch:
 
     async def _look(self, now: float) -> None:
         held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
-        still = self._stillness.seconds(self._worker.pulse, now)
         if held:
-            await self._beat(held, now, still)
-        if self._stand_in and still < BLOCKED:
+            await self._beat(held, now)
+        if self._stand_in and now - self._worker.pulse < BLOCKED:
             self._stand_in.stop()
             self._stand_in = None
 
@@ -99,7 +96,7 @@ class Watch:
             with suppress(Exception):
                 await client.close()
 
-    async def _beat(self, held: list[Run], now: float, still: float) -> None:
+    async def _beat(self, held: list[Run], now: float) -> None:
         try:
             if self._client is None:
                 worker = self._worker
@@ -111,8 +108,8 @@ class Watch:
                     self._client.respond(run.delivery.message, IN_PROGRESS)
         except ConnectionFailed as error:
             logger.debug("no beat: %s", error)
-        if still > BLOCKED:
-            self._say_blocked(still)
+        if now - self._worker.pulse > BLOCKED:
+            self._say_blocked(now - self._worker.pulse)
             if self._client and now - self._spoke > BLOCKED:
                 self._spoke = now
                 self._worker.limits.speak_for(self._client)
