@@ -117,7 +117,7 @@ class Endings:
 
     async def wake_instead(self, run: Run) -> None:
         """A task that sleeps was delivered again: whoever put it to sleep has died, or acknowledges it only now. It is
-        not taken with a delivery that another may acknowledge, but woken, which looks at the time and the inbox, too."""
+        not taken with a delivery that another may acknowledge, but woken; then it looks at the time and its inbox."""
         await self.waiting.wake(run.id)
         self.client.acknowledge(run.delivery.message, ACK)
 
