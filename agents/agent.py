@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import msgspec
 import uvloop
 
+from dspex.agents import logtime
 from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
 from dspex.agents.link import Link
 from dspex.agents.process import GRACE, live
 from dspex.agents.registered import Registered
+from dspex.agents.resources import confine
 from dspex.agents.supervisor import EXIT_RECYCLE, EXIT_REFUSED, Life
 from dspex.agents.vault import master_from
 from dspex.agents.watch import Watch
@@ -33,13 +36,15 @@ from dspex.core.events import AgentStarted, AgentStopped, ProgramRegistered
 from dspex.core.ports import Log
 from dspex.core.program import Program
 from dspex.core.subjects import aggregate
+from dspex.core.upkeep import Upkeep
 
 __all__ = ["AgentSpec", "agent_main", "registration"]
 
 logger = logging.getLogger("dspex.agents")
 
-"""Seconds that running tasks get to end; the supervisor gives a little more before it kills."""
 AGAIN = 1.0
+SPREAD = 1.2
+"""Agents are replaced after up to so many times the tasks that were asked for."""
 VERSION = "0.1.0"
 
 
@@ -60,6 +65,8 @@ class AgentSpec:
     code: str = ""
     master: str = ""
     max_queue: int | None = None
+    upkeep: Upkeep = field(default_factory=Upkeep)
+    number: int = 0
 
 
 def registration(program: type[Program], app: str) -> ProgramRegistered:
@@ -74,6 +81,7 @@ def registration(program: type[Program], app: str) -> ProgramRegistered:
 def agent_main(link: Link, life: Life, spec: AgentSpec) -> int:
     """Be an agent until told to stop. Returns the exit status."""
     gc.set_threshold(20_000, 20, 50)
+    confine(spec.upkeep, spec.number)
     # Not `run`: that waits for every task that is left, and a program may have left one that cannot be stopped.
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -91,14 +99,36 @@ class _Agent:
         self.worker: Worker | None = None
         self.client: Client | None = None
         self.registering: asyncio.Task[None] | None = None
+        self.watch: Watch | None = None
+        # Equal agents with equal shares of the tasks are not to be replaced all at once.
+        self.enough = round(spec.upkeep.recycle_after * random.uniform(1.0, SPREAD))
 
     async def live(self) -> int:
         asyncio.get_running_loop().set_task_factory(branching)
         spec = self.spec
         return await live(
             self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
-            stop=lambda why, grace: self.stop(why, grace=grace), hear=lambda messages: None,
+            stop=lambda why, grace: self.stop(why, grace=self.own_grace if grace == GRACE else grace),
+            hear=lambda messages: None,
         )  # fmt: skip
+
+    @property
+    def own_grace(self) -> float:
+        """Seconds for running tasks; the supervisor gives a little more before it kills."""
+        shutdown = self.spec.upkeep.shutdown
+        return max(shutdown - 2.0, shutdown / 2)
+
+    def _recycle(self, why: str) -> None:
+        self.stop(why, EXIT_RECYCLE, self.own_grace)
+
+    def _done(self) -> None:
+        """A task has ended here: that this agent serves is shown, and some day it has served enough."""
+        assert self.worker
+        done = self.worker.endings.done
+        if done == 1:
+            self.link.send({"served": True})
+        if done == self.enough:
+            self._recycle(f"has served {done:,} tasks")
 
     def stop(self, why: str, status: int = 0, grace: float = GRACE) -> None:
         if not self.stopping.is_set():
@@ -107,6 +137,7 @@ class _Agent:
 
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
+        logtime.begin()
         program = spec.program(**spec.values)
         preparing = asyncio.create_task(asyncio.to_thread(program.prepare))
         place = await self._register(client)
@@ -119,9 +150,11 @@ class _Agent:
         log = place.log(client, subjects, program.name)
         worker = self.worker = Worker(
             program, agent=spec.name, code=spec.code or code_of(spec.program), client=client, log=log,
-            subjects=subjects, on_worn=lambda why: self.stop(why, EXIT_RECYCLE), place=place,
+            subjects=subjects, on_worn=self._recycle, place=place,
             master=master_from(spec.master), max_queue=spec.max_queue,
         )  # fmt: skip
+        # A life that brings a poisonous task nearer to its end is no failure of the agent.
+        worker.endings.on_death = lambda: self.link.send({"served": True})
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
             metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,
@@ -131,13 +164,20 @@ class _Agent:
         service.announce()
         await self._make_known(worker)
         await worker.limits.begin()
-        watch = Watch(worker)
+        worker.endings.on_done = self._done
+        loop = asyncio.get_running_loop()
+
+        def full(why: str) -> None:
+            loop.call_soon_threadsafe(self._recycle, why)
+
+        self.watch = watch = Watch(worker, self.link, spec.upkeep, full)
         watch.start()
+        # Before the first task: when this was stored says what time it is.
+        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
+        await self._record(log, started)
         worker.start(self._missing)
         await client.flush()
         self._say("serving")
-        started = AgentStarted(pid=os.getpid(), role="agent", program=program.name, restarts=self.life.restarts)
-        await self._record(log, started)
         await self.stopping.wait()
         self._say("draining")
         if worker.running:
@@ -156,6 +196,7 @@ class _Agent:
         first = not self.life.restarts  # then the root says it, once for all agents of the program
         logger.log(logging.DEBUG if first else logging.ERROR, sentence, exc_info=error)
         if not first:
+            self.link.send({"why": sentence})
             return 1
         self.link.send({"refused": sentence})
         return EXIT_REFUSED
@@ -205,7 +246,11 @@ class _Agent:
             return
         try:
             async with asyncio.timeout(3):
-                await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                began = time.monotonic()
+                head = await record(log, self.aggregate, [event], source=f"/agents/{self.spec.name}")
+                ended = time.monotonic()
+                if entry := await log.entry(head.position):
+                    logtime.between(entry.time, began, ended)
         except (LogError, TimeoutError) as error:
             logger.warning("%s could not write %s: %s", self.spec.name, type(event).__name__, error)
 
@@ -222,12 +267,14 @@ class _Agent:
         self.link.send({"state": state})
 
     def _stats(self) -> dict[str, Any]:
-        worker = self.worker
+        worker, watch = self.worker, self.watch
         return {
             "agent": self.spec.name, "program": self.spec.program.name, "pid": os.getpid(), "state": self.state,
             "code": worker.code if worker else "", "restarts": self.life.restarts,
             "tasks": worker.endings.done if worker else 0,
             "running": len(worker.running) if worker else 0, "failed": worker.endings.failed if worker else 0,
+            "stalls": watch.stalls if watch else 0, "longest_stall": round(watch.longest, 3) if watch else 0.0,
+            "stalled": watch.where if watch else "",
             "waiting": worker.backlog.waiting if worker else 0,
             "breakers": worker.breakers.stats() if worker else [],
         }  # fmt: skip

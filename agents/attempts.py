@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from dspex.agents import keys
+from dspex.agents import keys, logtime
 from dspex.agents.assignments import Assignments, Instances
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
@@ -107,7 +107,7 @@ class Attempts:
             deadline = h.deadline_of(headers, run.delivery.stored_at) if headers else None
         except InvalidInput:
             return ()  # which ends it
-        if deadline is not None and deadline <= time.time():
+        if deadline is not None and deadline <= logtime.now():
             return ()  # and so does this
         return await self._limits.enter(run.limited, TURN)
 
@@ -188,7 +188,7 @@ class Attempts:
     def _check_headers(self, run: Run, headers: dict[str, str]) -> None:
         deadline = h.deadline_of(headers, run.delivery.stored_at)
         if deadline is not None:
-            left = deadline - time.time()
+            left = deadline - logtime.now()
             if left <= 0:
                 raise DeadlineExceeded(f"the deadline had passed when {self.name} came to it")
             run.expires = min(run.expires, time.monotonic() + left)
@@ -221,7 +221,7 @@ class Attempts:
             await self._versions.hand_back(run, other, headers)
             return False
         last = run.history[-1].data if run.history else None
-        if isinstance(last, TaskRetried) and last.until > time.time() and not isinstance(run.delivery, Woken):
+        if isinstance(last, TaskRetried) and last.until > logtime.now() and not isinstance(run.delivery, Woken):
             await self.endings.rest(run, last.until)
             return False
         if state.status == "sleeping" and not isinstance(run.delivery, Given):
@@ -260,7 +260,10 @@ class Attempts:
         result = await self.log.append(run.aggregate, events, run.head)
         run.head = result.head
         run.history = [*run.history, *events]
-        return fold(events, state) if isinstance(result, Appended) else None
+        if not isinstance(result, Appended):
+            return None
+        self.endings.on_death()
+        return fold(events, state)
 
     async def _begun_on(self, run: Run, state: TaskState) -> str:
         """The values that the attempts before us had, which the task keeps; ours when nobody knows them any more."""

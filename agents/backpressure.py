@@ -20,7 +20,7 @@ from dspex.core.errors import ConnectionFailed, LimitExceeded
 
 __all__ = ["Backlog"]
 
-MAX_STORING = 4096
+MAX_STORING = 10_000
 """Asks and submits that one agent stores at once."""
 MAX_STORING_BYTES = 64 << 20
 """The same, in bytes."""
@@ -30,7 +30,7 @@ STALE = 1.0
 """Seconds without a delivery after which the server is asked how many wait, and between two such questions."""
 MEASURE = 1.0
 """Seconds over which the pace is measured, at least."""
-UNKNOWN = 5.0
+UNKNOWN = 2.0
 """Seconds to wait when nobody knows the pace."""
 LONGEST = 300.0
 """Seconds that anybody is told to wait at most."""
@@ -51,7 +51,7 @@ class Backlog:
     ) -> None:
         self._client, self._subject = client, "$JS.API.CONSUMER.INFO." + ".".join(place)
         self._program, self._most, self._hungry = program, most, hungry
-        self._looked = 0.0
+        self._loop, self._looked = asyncio.get_running_loop(), 0.0
         self._pending = self._added = 0
         self._seen = self._marked = time.monotonic()
         self._sequence = self._mark = 0
@@ -97,6 +97,8 @@ class Backlog:
         """Ask the server how many wait, when we have not heard of it for a while; the answer is for the next."""
         now = time.monotonic()
         if now - self._seen < STALE or now - self._looked < STALE or self._hungry():
+            return
+        if asyncio.get_running_loop() is not self._loop:  # the watch answers in the place of a loop that stands still
             return
         self._looked = now
         try:

@@ -281,8 +281,8 @@ class _Moved(Exception):
 def _exhausted(account: Account, amount: float, answer: Lent) -> BudgetExhausted:
     when = f"{datetime.fromtimestamp(answer.renews, UTC):%Y-%m-%dT%H:%M:%SZ}" if answer.renews else ""
     return BudgetExhausted(
-        f"{answer.used:g} of {answer.of:g} {account.resource} of {account.scope} are used, and this needs {amount:g} "
-        f"more; {f'the budget renews at {when}' if when else 'it does not renew'}",
+        f"{answer.used:.10g} of {answer.of:.10g} {account.resource} of {account.scope} are used, and this needs "
+        f"{amount:.10g} more; {f'the budget renews at {when}' if when else 'it does not renew'}",
         answer.renews,
     )
 

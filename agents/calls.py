@@ -19,6 +19,7 @@ from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.codec import rfc3339
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.ports import Objects
 from dspex.core.subjects import Subjects, valid_token
@@ -29,6 +30,8 @@ ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
 PAUSE = 0.2
 """Seconds between questions while nobody is there to answer."""
+LONGEST = 300.0
+"""Seconds that a call waits which is refused for now; it fails when it is told to wait longer."""
 UNKNOWN = 25
 """Questions after which a program without doors is taken for one that does not exist."""
 
@@ -42,16 +45,19 @@ class Calls:
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(
-        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({})
-    ) -> bytes:
-        """The output of `program` for `body`. Ends when the other task ends: the caller's own time is the bound.
-        `more` are headers of its submission.
+        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({}),
+        *, deadline: float | None = None,
+    ) -> bytes:  # fmt: skip
+        """The output of `program` for `body`, to be done by `deadline` (seconds since the epoch). Ends when the other
+        task ends: the caller's own time is the bound. `more` are headers of its submission.
 
         Raises TaskError as the other task ended, NotFound when there is no such program.
         """
         if not valid_token(program):
             raise NotFound(f"{program[:80]!r} is no program's name")
         headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent, **more}
+        if deadline is not None:
+            headers[h.DEADLINE] = rfc3339(deadline)
         task = await self._submit(program, body, headers)
         called = self._open.setdefault(parent, set())
         called.add((program, task))
@@ -95,6 +101,10 @@ class Calls:
         while True:
             reply = await self._ask(self._subjects.door(door, program), body, headers)
             code = reply.headers.get(h.ERROR_CODE, "") if reply else ""
+            wait = h.retry_after_of(reply.headers) if reply and code in ("429", "503") else None
+            if wait is not None and wait <= LONGEST:  # nothing was stored, and there will be room
+                await asyncio.sleep(wait)
+                continue
             if reply and code and code != "503":
                 raise _error(int(code), reply)
             if reply and reply.status != 503 and not code:

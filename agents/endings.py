@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from dspex.agents import logtime
 from dspex.agents.guards import erase_entry
 from dspex.agents.results import Results
 from dspex.agents.run import Run
@@ -40,7 +40,8 @@ TIMER_SLACK = 0.1
 class Endings:
     """Ends attempts, and counts the tasks that ended: `done` of all, `failed` of those without an output.
 
-    `beside` runs what nobody waits for, within a bound.
+    `beside` runs what nobody waits for, within a bound; `on_done` hears of each that ended, `on_death` when a death of
+    an earlier attempt was found.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Endings:
         self.client, self.log, self.results, self.waiting, self._beside = client, log, results, waiting, beside
         self._subjects = subjects
         self.done = self.failed = 0
+        self.on_done: Callable[[], None] = lambda: None
+        self.on_death: Callable[[], object] = lambda: None
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""
@@ -75,6 +78,7 @@ class Endings:
             return
         self.acknowledge(run)
         self.done += 1
+        self.on_done()
         if isinstance(payload, TaskDuplicate):
             if run.reply:
                 self._beside(self._answer_as(run.reply, payload.of))
@@ -147,7 +151,7 @@ class Endings:
 
     async def _wake_if_late(self, run: Run, until: float) -> None:
         """A timer that fired before the commit woke a task that was not asleep yet, and was dropped: wake it again."""
-        if until < time.time() + TIMER_SLACK:
+        if until < logtime.now() + TIMER_SLACK:
             await self.waiting.wake(run.id)
 
     async def _answer_as(self, reply: str, task: str) -> None:

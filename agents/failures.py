@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 
+from dspex.agents import logtime
 from dspex.core.errors import BreakerOpen, ProgramFailed, TaskError
 from dspex.core.events import TaskFailed, TaskRetried
 from dspex.core.retry import Retry
@@ -39,12 +39,10 @@ def retried(
     """What a program's policy says of an error that the program raised; None when it is the end. `deadline` is the
     task's, in seconds since the epoch."""
     cause = error.__cause__ or error
-    if policy is None or not isinstance(cause, policy.on):
+    delay = policy.wait(cause, retries + 1, task) if policy else None
+    if policy is None or delay is None:
         return None
-    delay = policy.delay(retries + 1, task)
-    if delay is None:
-        return None
-    until = time.time() + delay
+    until = logtime.now() + delay
     if isinstance(cause, BreakerOpen):  # before that it is only refused again
         until = max(until, cause.due)
     if deadline is not None and deadline < until:

@@ -257,8 +257,7 @@ class OwnGround:
         return made
 
     async def level(self) -> Level | None:
-        used = sum(file.stat().st_size for file in self._folder.glob(f"{LOG_FILE}*"))
-        return _on_disk(used, self._folder)
+        return _on_disk(None, self._folder)
 
     async def waiting(self, program: str) -> int:
         return self._keeping.standing.waiting[program]
@@ -299,9 +298,12 @@ class OwnGround:
                 await asyncio.sleep(0.5)
 
 
-def _on_disk(used: int, folder: Path) -> Level:
+def _on_disk(used: int | None, folder: Path) -> Level:
+    """The level of a log with so many bytes, or of the one in a file there."""
     try:
         disk = shutil.disk_usage(folder)
+        if used is None:
+            used = sum(file.stat().st_size for file in folder.glob(f"{LOG_FILE}*"))
     except OSError as error:
         raise LogError(f"how full the disk of {folder} is cannot be seen: {error}") from None
     return Level(used, disk.free, disk.total)

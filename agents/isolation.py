@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+from dspex.agents import logtime
 from dspex.agents.run import Run
 from dspex.core.suspicion import Company, few
 
@@ -114,7 +115,7 @@ class _Waiting:
         self._began, self._left = time.monotonic(), run.expires - time.monotonic()
         run.waiting = True
         run.claimed = True  # if it ends here, no attempt has begun
-        run.expires = math.inf if run.deadline is None else self._began + max(0.0, run.deadline - time.time())
+        run.expires = math.inf if run.deadline is None else self._began + max(0.0, run.deadline - logtime.now())
 
     def over(self) -> None:
         run = self._run

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
+from dspex.agents import logtime
 from dspex.core.codec import decode_commit, rfc3339
 from dspex.core.errors import LogError
 from dspex.core.events import Event, Head, Payload
@@ -19,7 +19,7 @@ def events_for(
     aggregate: str, head: Head, payloads: Sequence[Payload], *, source: str, correlation: str = "", causation: str = ""
 ) -> list[Event]:
     """Payloads as the next events of an aggregate that stands at `head`, stamped with the time now."""
-    now = rfc3339(time.time())
+    now = rfc3339(logtime.now())
     return [
         Event(aggregate, version, now, source, correlation, causation, payload)
         for version, payload in enumerate(payloads, head.version + 1)

@@ -76,6 +76,8 @@ class Limits:
         self._keeper: asyncio.Task[None] | None = None
         self._word: Ask | None = None
         self._yielding = 0.0
+        self.paced = False
+        """Whether the program's tasks, or this agent's, have a rate or a concurrency."""
         self.by_caller = False
         """Whether tenants or studies have a rate or a concurrency, so that each task has to be looked at."""
         self.on_change: list[Callable[[], None]] = []
@@ -119,11 +121,6 @@ class Limits:
                 await asyncio.sleep(SOON)
 
     # -- tasks
-
-    @property
-    def paced(self) -> bool:
-        """Whether the program's tasks, or this agent's, have a rate or a concurrency."""
-        return any(scope in self._gates for scope in self._own)
 
     @property
     def room(self) -> int:
@@ -212,7 +209,7 @@ class Limits:
         for it in self.used_up:
             if it.renews and it.renews <= now:
                 continue
-            message = f"{it.used:g} of {it.of:g} {it.resource} of {it.scope} are used"
+            message = f"{it.used:.10g} of {it.of:.10g} {it.resource} of {it.scope} are used"
             if it.renews:
                 message += "; try again when the budget renews"
                 raise BudgetExhausted(message, it.renews, retry_after=it.renews - now)
@@ -287,8 +284,8 @@ class Limits:
                 self._gates[scope].change(limit)
             else:
                 self._gates.pop(scope).change(limit)
-        for scope in self._own:
-            self._gate(scope)
+        gates = [self._gate(scope) for scope in self._own]
+        self.paced = any(gates)
         self.by_caller = any(scope.kind in ("tenant", "study") and limit.paced for scope, limit in known.items())
         self._bell.set()
         for tell in self.on_change:

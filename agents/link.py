@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ class Link:
         self._socket = sock
         self._buffer = b""
         self._unsent = b""
+        self._sending = threading.Lock()
         self.open = True
 
     def fileno(self) -> int:
@@ -29,13 +31,18 @@ class Link:
 
     def send(self, message: dict[str, Any]) -> bool:
         """Send one message; False when the line is broken or the other side is too far behind."""
-        if not self.open or len(self._unsent) > MAX_LINE:
-            return False
-        self._unsent += msgspec.json.encode(message) + b"\n"
-        return self.flush()
+        with self._sending:  # a watch speaks for a loop that does not
+            if not self.open or len(self._unsent) > MAX_LINE:
+                return False
+            self._unsent += msgspec.json.encode(message) + b"\n"
+            return self._flush()
 
     def flush(self) -> bool:
         """Send what waits, as far as it goes."""
+        with self._sending:
+            return self._flush()
+
+    def _flush(self) -> bool:
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]

@@ -167,7 +167,7 @@ class _Registrar:
         )  # fmt: skip
         await self.keeper.recall()
         await self._set_doors(list(self.programs))
-        limiter = Limiter(self.log, self.subjects, self.source)
+        limiter = Limiter(self.log, self.subjects, self.source, self._say_reached)
         fresh = self.spec.alone and not self.life.restarts
         await limiter.recall(fresh=fresh)
         await limiter.configure(self.spec.limits, self.spec.limits_since, fresh=fresh)
@@ -206,6 +206,9 @@ class _Registrar:
         async with self.changing:
             programs = list(self.programs)
             return await self.ground.open_doors(programs, named, self.keeper.shut(programs))
+
+    def _say_reached(self, reason: str) -> None:
+        self.link.send({"event": "limit", "agent": self.spec.name, "reason": reason})
 
     def _tell(self, request: Request) -> None:
         """Say what is private of a program, which whoever submits to it has to know, and whether it takes tasks."""

@@ -140,11 +140,6 @@ class Supervisor:
         """Have a child drain and end (or a supervisor with its own), and look after it no more. Raises KeyError."""
         self._do(self.tree.remove(name, time.monotonic()))
 
-    def revive(self, name: str) -> None:
-        """Try again with a child or a supervisor that was given up. Raises KeyError."""
-        self._over = False
-        self._do(self.tree.revive(name, time.monotonic()))
-
     def processes(self) -> list[dict[str, Any]]:
         """Everything looked after here and above, as `dspex ps` shows it."""
         return [*self.above(), *self._higher, *(self._shown(state) for state in self._states.values())]

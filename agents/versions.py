@@ -8,10 +8,10 @@ another version has begun it. Nothing is written meanwhile, so whoever dies here
 from __future__ import annotations
 
 import logging
-import time
 from datetime import datetime
 from typing import Protocol
 
+from dspex.agents import logtime
 from dspex.agents.failures import failed
 from dspex.agents.run import Run
 from dspex.agents.waiting import Waiting, Woken, times_of
@@ -85,17 +85,17 @@ class Versions:
                 return
             since = max(since, due)
         patience = self._patience(state, headers)
-        if time.time() - since >= patience:
+        if logtime.now() - since >= patience:
             await self._give_up(run, self._unavailable(wanted, patience))
             return
         self._say(run.id, wanted)
-        await self.put_off(run, min(max((time.time() - since) / 4, SOONEST), LATEST))
+        await self.put_off(run, min(max((logtime.now() - since) / 4, SOONEST), LATEST))
 
     async def put_off(self, run: Run, delay: float) -> None:
         """Have the task delivered again after so many seconds."""
         if isinstance(run.delivery, Woken):
             # A wake that is delivered again says that its taker died; so this one ends, and another one comes.
-            await self._waiting.arm(run.id, time.time() + delay)
+            await self._waiting.arm(run.id, logtime.now() + delay)
             self._client.acknowledge(run.delivery.message, ACK)
         else:
             self._client.acknowledge(run.delivery.message, b'-NAK {"delay": %d}' % (delay * 1e9))
@@ -112,7 +112,7 @@ class Versions:
 
     def _check_deadline(self, headers: dict[str, str] | None, stored_at: float, wanted: str) -> None:
         deadline = h.deadline_of(headers, stored_at) if headers else None
-        if deadline is not None and deadline <= time.time():
+        if deadline is not None and deadline <= logtime.now():
             name = self._program.name
             raise DeadlineExceeded(f"the deadline passed while {name} waited for an agent with code {wanted}")
 

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,7 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from msgspec import UNSET
 
-from dspex.agents import keys
+from dspex.agents import keys, logtime
 from dspex.agents.cancelling import CANCEL, Cancelling
 from dspex.agents.guards import can_erase, erase_entry
 from dspex.agents.journal import events_for, head_of
@@ -152,7 +151,7 @@ class Waiting:
         seconds since the epoch; None when it sleeps on."""
         known = list(events)
         waits = fold(known).waits
-        found = [when for when in times_of(known) if when <= time.time()]
+        found = [when for when in times_of(known) if when <= logtime.now()]
         records = remembered(known).records.values()
         heard = [record for record in records if record.name.startswith("signal.") and not record.error]
         taken = {record.arguments[0] for record in heard}

@@ -3,7 +3,8 @@
 The thread has its own connection, made when the first task is held for long enough to need a beat. When the loop is
 blocked it says where, breaks the loop's connection so that the server looks elsewhere, hands back what has not begun
 and answers the doors in the loop's place. When a run outlives its time on a blocked loop, it commits the failure itself
-and ends the process, because nothing inside can.
+and ends the process, because nothing inside can. It also ends a process that holds more memory than it may, or whose
+supervisor has been gone for a while.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 
 from dspex.agents.assignments import Assignments
 from dspex.agents.doors import Doors
+from dspex.agents.link import Link
+from dspex.agents.resources import resident, spoken
 from dspex.agents.results import Results, answer_of
 from dspex.agents.run import Run
 from dspex.agents.worker import Worker
@@ -29,8 +33,9 @@ from dspex.core.errors import ConnectionFailed, LogError
 from dspex.core.events import TaskFailed
 from dspex.core.ports import Appended, Log
 from dspex.core.task import fold
+from dspex.core.upkeep import Upkeep
 
-__all__ = ["EXIT_BLOCKED", "Watch"]
+__all__ = ["EXIT_BLOCKED", "EXIT_MEMORY", "EXIT_ORPHANED", "Watch"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -39,14 +44,27 @@ HELD = 0.15
 BLOCKED = 1.0
 GRACE = 0.3
 """Seconds a run may be over its time before the thread steps in: the loop's own sweep comes first."""
-EXIT_BLOCKED = 86
+EXIT_BLOCKED, EXIT_MEMORY, EXIT_ORPHANED = 86, 87, 88
+ORPHANED = 1.0
+"""Seconds without a supervisor after which a process that has not ended by itself is ended."""
+FRAMES = 8
+"""Frames of a blocked loop's stack that are told, the innermost first."""
 
 
 class Watch:
-    """The watching thread of one worker."""
+    """The watching thread of one worker. It tells the supervisor over `link`, and calls `on_full` (in its
+    own thread) when the process holds as much memory as it should be replaced at.
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    `stalls` counts how often the loop stood still, `longest` is the most seconds, `where` the last place.
+    """
+
+    def __init__(
+        self, worker: Worker, link: Link | None = None, upkeep: Upkeep | None = None,
+        on_full: Callable[[str], None] = lambda why: None,
+    ) -> None:  # fmt: skip
+        self._worker, self._link, self._upkeep, self._on_full = worker, link, upkeep or Upkeep(), on_full
+        self._parent, self._orphaned_at, self._is_full = os.getppid(), 0.0, False
+        self.stalls, self.longest, self.where, self._stalled_at = 0, 0.0, "", 0.0
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._client: Client | None = None
@@ -69,6 +87,8 @@ class Watch:
             await asyncio.sleep(TICK)
             now = time.monotonic()
             suspended, last = now - last > 5 * TICK, now
+            self._look_above(now)
+            self._look_at_memory()
             if suspended:
                 continue  # the whole process stood still (SIGSTOP, a sleeping machine): the loop needs a moment too
             try:
@@ -80,6 +100,9 @@ class Watch:
 
     async def _look(self, now: float) -> None:
         held = [run for run in list(self._worker.running.values()) if now - run.started > HELD]
+        pulse = self._worker.pulse
+        if now - pulse > BLOCKED:
+            self._say_blocked(now - pulse, pulse)
         if held:
             await self._beat(held, now)
         if self._stand_in and now - self._worker.pulse < BLOCKED:
@@ -109,7 +132,6 @@ class Watch:
         except ConnectionFailed as error:
             logger.debug("no beat: %s", error)
         if now - self._worker.pulse > BLOCKED:
-            self._say_blocked(now - self._worker.pulse)
             if self._client and now - self._spoke > BLOCKED:
                 self._spoke = now
                 self._worker.limits.speak_for(self._client)
@@ -138,17 +160,50 @@ class Watch:
     def _log(self, client: Client) -> Log:
         return self._worker.place.log(client, self._worker.subjects, self._worker.name, patience=5.0)
 
-    def _say_blocked(self, seconds: float) -> None:
-        now = time.monotonic()
+    def _say_blocked(self, seconds: float, pulse: float) -> None:
+        now, stack = time.monotonic(), self._stack()
+        self.longest = max(self.longest, seconds)
+        if pulse != self._stalled_at:
+            self._stalled_at, self.where = pulse, stack[0]
+            self.stalls += 1
+            if self._link:
+                self._link.send({"blocked": stack[0]})
         if now - self._said > 10:
             self._said = now
-            agent, place = self._worker.agent, self._place()
-            logger.warning("the event loop of %s has stood still for %.1f s, %s", agent, seconds, place)
+            place = " < ".join(stack)
+            logger.warning("the event loop of %s has stood still for %.1f s, in %s", self._worker.agent, seconds, place)
 
     def _place(self) -> str:
+        return f"in {self._stack()[0]}"
+
+    def _stack(self) -> list[str]:
+        """Where the loop is, the innermost frame first."""
         frame = sys._current_frames().get(self._loop_thread)
-        stack = traceback.extract_stack(frame) if frame else []
-        return f"in {stack[-1].filename}:{stack[-1].lineno} ({stack[-1].name})" if stack else "somewhere"
+        stack = traceback.extract_stack(frame)[: -FRAMES - 1 : -1] if frame else []
+        return [f"{it.filename}:{it.lineno} ({it.name})" for it in stack] or ["an unknown place"]
+
+    def _look_above(self, now: float) -> None:
+        """A loop that is blocked cannot see that its supervisor is gone."""
+        if os.getppid() == self._parent:
+            return
+        self._orphaned_at = self._orphaned_at or now
+        if now - self._orphaned_at > ORPHANED and now - self._worker.pulse > BLOCKED:
+            logger.error("%s ends itself: its supervisor is gone, and its event loop stands still", self._worker.agent)
+            os._exit(EXIT_ORPHANED)
+
+    def _look_at_memory(self) -> None:
+        most, enough = self._upkeep.memory, self._upkeep.recycle_memory
+        held = resident() if most or enough else 0
+        if most and held > most:
+            why = f"used more than {spoken(most)} (it held {spoken(held)})"
+            logger.error("%s ends itself: it %s", self._worker.agent, why)
+            if self._link:
+                self._link.send({"why": why})
+            sys.stderr.flush()
+            os._exit(EXIT_MEMORY)
+        if enough and held > enough and not self._is_full:
+            self._is_full = True
+            self._on_full(f"holds {spoken(held)}, more than {spoken(enough)}")
 
     async def _end_process(self, over: list[Run]) -> None:
         worker = self._worker

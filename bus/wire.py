@@ -220,18 +220,17 @@ class Wire(NatsClient):
         out, self._out = self._out, []
         if not out:
             return
-        transport = self._transport
-        writer = getattr(transport, "_io_writer", None)
-        # A socket that has just broken is known to its transport before the library has heard of it; then it refuses.
-        broken = writer is not None and writer.transport.is_closing()
-        ready = self._status == NatsClient.CONNECTED and not self._pending and not broken
-        if ready and writer is not None and writer.transport.get_write_buffer_size() < MAX_UNSENT:
+        writer: Any = getattr(self._transport, "_io_writer", None)
+        # Between the death of a server and the library's notice of it the transport is closed, and raises RuntimeError.
+        closed = writer is None or writer.transport.is_closing()
+        ready = self._status == NatsClient.CONNECTED and not self._pending and not closed
+        if ready and writer.transport.get_write_buffer_size() < MAX_UNSENT:
             writer.write(out[0] if len(out) == 1 else b"".join(out))
             return
         self._pending += out
         self._pending_data_size += sum(map(len, out))
         queue = self._flush_queue
-        if self._status == NatsClient.CONNECTED and not broken and queue is not None and queue.empty():
+        if self._status == NatsClient.CONNECTED and not closed and queue is not None and queue.empty():
             queue.put_nowait(self._loop.create_future())
 
     def abandon(self) -> None:

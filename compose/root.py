@@ -26,6 +26,7 @@ from typing import Any, Literal
 from dspex.agents.bounds import Bounds
 from dspex.agents.children import EXIT_REFUSED, Child, CloseOthers, Life, fork_child
 from dspex.agents.link import Link
+from dspex.agents.resources import in_force
 from dspex.agents.supervisor import Supervisor
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
@@ -38,7 +39,8 @@ from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
-from dspex.core.supervision import GIVE_UP, SupervisorSpec
+from dspex.core.supervision import SupervisorSpec
+from dspex.core.upkeep import Named, Upkeep, arranged, stop_time
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
 __all__ = ["Plan", "SystemSpec", "run_root", "secure"]
@@ -57,6 +59,7 @@ class Plan:
     program: type[Program] | None = None
     values: dict[str, Any] = field(default_factory=dict)
     max_queue: int | None = None
+    upkeep: Upkeep = field(default_factory=Upkeep)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class SystemSpec:
     limits: dict[str, dict[str, str]] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
     marks: Marks = field(default_factory=Marks)
+    supervisors: tuple[Named, ...] = ()
 
 
 def run_root(
@@ -185,7 +189,7 @@ class _Root:
         self.secured, self.tell, self.status, self.ready = secured, on_event, 0, False
         self.health = Health(server) if server else None
         children = [
-            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, shutdown=25.0),
+            Child(f"{SUPERVISOR}-{folder.name}", SUPERVISOR, self._start_supervisor, shutdown=15.0 + _stop_time(spec)),
         ]
         if server:
             children.insert(0, Child(f"{SERVER}-{folder.name}", SERVER, self._start_server, look=self._look_at_server))
@@ -327,36 +331,45 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
         about = AgentSpec(
             f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
             credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program), spec.master,
-            plan.max_queue,
+            plan.max_queue, plan.upkeep, number,
         )  # fmt: skip
 
         def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
             return fork_child(lambda line: agent_main(line, life, about), close)
 
-        return Child(about.name, "agent", start, program=program.name)
+        return Child(
+            about.name, "agent", start, program=program.name, restart=plan.upkeep.restart,
+            shutdown=plan.upkeep.shutdown, blocked_after=plan.upkeep.blocked_after,
+        )  # fmt: skip
 
     children: list[Child | SupervisorSpec] = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive:
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
-    groups = [
-        SupervisorSpec(
-            program.name, tuple(agent(plan, program, number) for number in range(1, plan.agents + 1)),
-            beyond="retry", ordered=False, give_up=GIVE_UP,
+    groups = tuple(
+        plan.upkeep.over(
+            program.name, tuple(agent(plan, program, number) for number in range(1, plan.agents + 1))
         )
         for plan, program in plans
-    ]  # fmt: skip
-    children.append(SupervisorSpec(f"programs-{name}", tuple(groups), beyond="retry", ordered=False))
+    )
+    top = arranged(groups, spec.supervisors)
+    children.append(SupervisorSpec(f"programs-{name}", top, beyond="retry", ordered=False))
     tree = SupervisorSpec(f"{SUPERVISOR}-{name}", tuple(children), beyond="retry")
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
 
     def forward(event: dict[str, Any]) -> None:
-        if event["event"] == "draining":  # the rest is told by itself
+        if event["event"] in ("draining", "limit"):  # the rest is told by itself
             link.send(event)
 
     return Supervisor(
         tree, parent=link, voice=registrar.name, on_event=forward, identities=folder.path / "identities", life=life
     ).run()
+
+
+def _stop_time(spec: SystemSpec) -> float:
+    """Seconds that the agents get to end, when the programs are not known yet."""
+    each = [plan.upkeep.shutdown for plan in spec.plans for _ in range(plan.agents)]
+    return stop_time(each, named=bool(spec.supervisors))
 
 
 def _programs(plan: Plan) -> list[type[Program]]:
@@ -374,7 +387,7 @@ def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:
     about = program.describe()
     return {
         "program": about.name, "doc": about.doc, "agents": plan.agents, "app": plan.app,
-        "input_schema": about.input_schema,
+        "input_schema": about.input_schema, "confined": in_force(plan.upkeep),
     }  # fmt: skip
 
 

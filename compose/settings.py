@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,8 @@ from dspex.agents.bounds import Bounds
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, InvalidInput
 from dspex.core.limits import limit_of, parse_scope
+from dspex.core.supervision import GIVE_UP, Intensity, Restart, Strategy, SupervisorSpec
+from dspex.core.upkeep import Named, Upkeep, arranged
 
 __all__ = [
     "DEFAULT_URL", "Place", "ProgramSettings", "RetentionSettings", "Settings", "find_credentials", "find_server",
@@ -31,14 +34,6 @@ SECURE = "secure"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ProgramSettings(_Frozen):
-    """One `[programs.<name>]` table: where the class is, and how many agents serve it."""
-
-    app: str
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_queue: Annotated[int | None, Field(ge=1)] = None
 
 
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -57,6 +52,44 @@ def _measured(units: Mapping[str, int]) -> Callable[[object], object]:
         return float(found[1]) * units[found[2]]
 
     return read
+
+
+def _intensity(value: object) -> object:
+    """Reads `1/5s`."""
+    return Intensity.read(value) if isinstance(value, str) else value
+
+
+_Seconds = Annotated[float, Field(ge=0), BeforeValidator(_measured(_TIMES))]
+_Bytes = Annotated[int, Field(ge=0), BeforeValidator(_measured(_SIZES))]
+_Count = Annotated[int, Field(ge=0), BeforeValidator(_measured({"tasks": 1, "task": 1}))]
+_Intensity = Annotated[Intensity, BeforeValidator(_intensity)]
+
+
+class ProgramSettings(_Frozen):
+    """One `[programs.<name>]` table: where the class is, how many agents serve it, and how these are looked after."""
+
+    app: str
+    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_queue: Annotated[int | None, Field(ge=1)] = None
+    restart: Restart = "permanent"
+    intensity: _Intensity = Intensity()
+    give_up: Annotated[int, Field(ge=0)] = GIVE_UP
+    shutdown: _Seconds = 10.0
+    blocked_after: _Seconds = 0.0
+    memory: _Bytes = 0
+    cpu: Annotated[float, Field(ge=0)] = 0.0
+    recycle_after: _Count = 0
+    recycle_memory: _Bytes = 0
+
+
+class SupervisorSettings(_Frozen):
+    """One `[supervisors.<name>]` table: programs, or other supervisors, that are looked after together."""
+
+    children: list[str]
+    strategy: Strategy = "one_for_one"
+    intensity: _Intensity = Intensity()
+    restart: Restart = "permanent"
+    give_up: Annotated[int, Field(ge=0)] = GIVE_UP
 
 
 class RetentionSettings(_Frozen):
@@ -143,6 +176,7 @@ class Settings(_Frozen):
     log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
     agents: Annotated[int, Field(ge=1, le=1000)] = 1
     programs: dict[str, ProgramSettings] = {}
+    supervisors: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], SupervisorSettings] = {}
     retention: RetentionSettings = RetentionSettings()
     privacy: PrivacySettings = PrivacySettings()
     doors: DoorsSettings = DoorsSettings()
@@ -151,6 +185,31 @@ class Settings(_Frozen):
     def limit_texts(self) -> dict[str, dict[str, str]]:
         """The limits as they are set, by scope."""
         return {scope: limit.texts() for scope, limit in self.limits.items()}
+
+    def upkeep(self, program: str) -> Upkeep:
+        """How a program's agents are looked after. Raises ConfigurationError."""
+        wanted = self.programs[program]
+        try:
+            return Upkeep(**{each.name: getattr(wanted, each.name) for each in fields(Upkeep)})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"[programs.{program}]: {error}") from None
+
+    def named(self) -> tuple[Named, ...]:
+        """The supervisors that were asked for. Raises ConfigurationError when they are no tree over the programs."""
+        named = tuple(
+            Named(name, tuple(it.children), it.strategy, it.intensity, it.restart, it.give_up)
+            for name, it in self.supervisors.items()
+        )
+        arranged(tuple(SupervisorSpec(name) for name in self.programs), named)
+        for one in named:
+            for child in one.children:
+                own = self.programs[child].model_fields_set if child in self.programs else set()
+                for setting in sorted(own & {"intensity", "give_up"}):
+                    raise ConfigurationError(
+                        f"[programs.{child}]: {setting} is not its own, because [supervisors.{one.name}] looks after "
+                        "it; set it there"
+                    )
+        return named
 
 
 class Place(BaseModel):

@@ -20,6 +20,7 @@ from dspex.compose.root import Plan, SystemSpec, run_root
 from dspex.core.errors import ConfigurationError, DspexError, InvalidInput
 from dspex.core.program import Program
 from dspex.core.schema import Schema
+from dspex.core.upkeep import Upkeep
 
 __all__ = ["System"]
 
@@ -36,22 +37,24 @@ class System:
     `agents` is how many processes serve the program, `data` the folder of the log, `nats` the URL of a server to use
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
     of ours), `log` "jetstream", "sqlite" or what a distribution adds; `archive` False keeps no archive beside the log
-    in JetStream; `master` refers to the master key of private values (`env:NAME`). Keyword arguments in `values` set
-    variables. Raises ConfigurationError when it cannot be started.
+    in JetStream; `master` refers to the master key of private values (`env:NAME`); `upkeep` says how the agents are
+    looked after. Keyword arguments in `values` set variables. Raises ConfigurationError when it cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
         archive: bool = True, log: str = "jetstream", master: str = "", values: dict[str, Any] | None = None,
+        upkeep: Upkeep | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
         if agents < 1:
             raise ConfigurationError(f"agents = {agents}: a system needs one at least")
         self.program = program
+        plan = Plan(agents=agents, program=program, values=values or {}, upkeep=upkeep or Upkeep())
         self._spec = SystemSpec(
-            [Plan(agents=agents, program=program, values=values or {})], data=Path(data), nats=nats,
-            durability=durability, prefix=prefix, replace=replace, archive=archive, log=log, master=master,
+            [plan], data=Path(data), nats=nats, durability=durability, prefix=prefix, replace=replace, archive=archive,
+            log=log, master=master,
         )  # fmt: skip
         self.url = ""
         self._pid = 0

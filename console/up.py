@@ -72,6 +72,7 @@ def up(
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
         limits=settings.limit_texts(), marks=settings.doors.marks(),
+        supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
     teller.begin()
@@ -116,7 +117,10 @@ def _plans(
         return settings, [Plan(app, settings.agents)]
     folder = toml.parent if toml else Path()
     plans = [
-        Plan(str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue)
+        Plan(
+            str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
+            upkeep=settings.upkeep(name),
+        )
         for name, program in settings.programs.items()
     ]
     if not plans:
@@ -172,6 +176,8 @@ class _Teller:
             case "draining":
                 tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
+            case "limit":
+                self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
             case "better":
@@ -232,6 +238,8 @@ class _Teller:
         for program, count in zip(self.programs, counts, strict=True):
             name, doc = program["program"].ljust(wide), shorten(clean(program["doc"]), room)
             click.echo(f"  {bold(name)}  {dim(count.ljust(most))}  {doc}".rstrip())
+            if program["confined"]:
+                click.echo(dim(f"  {' ' * wide}  {program['confined']}"))
 
 
 def data_flag(data: Path) -> str:

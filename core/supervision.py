@@ -164,6 +164,7 @@ class _Child(_Node):
     up_at: float | None = None
     proven: bool = False
     ever: bool = False
+    taken_down: bool = False
     failed: bool = False
     """It has ended since its turn to start came: those behind it need not wait for it."""
 
@@ -181,6 +182,8 @@ class _Group(_Node):
     """Those that are leaving are started again when all of them are down."""
     failed: bool = False
     """It goes down because its intensity was exceeded: when it is, its parent deals with it."""
+    own: bool = True
+    """That it failed was the fault of its children, and not somebody else's hand."""
     given_up: bool = False
 
     @property
@@ -233,7 +236,7 @@ class Tree:
         child.why = why or child.why
         if child.leaving:
             child.state = "down"
-            child.restarts += any(group.cycling for group in _upwards(child.parent))
+            child.taken_down = True
         elif ending == "refused":
             self._give_up(child, why)
         elif ending == "recycle":
@@ -287,17 +290,6 @@ class Tree:
         node = self._children.get(name) or self._groups[name]
         node.removed = True
         self._leave(node)
-        return self._settled(now)
-
-    def revive(self, name: str, now: float) -> list[Action]:
-        """Try again with what was given up or has ended. Raises KeyError."""
-        node = self._children.get(name) or self._groups[name]
-        if isinstance(node, _Group):
-            node.given_up = node.leaving = False
-            node.fails, node.due = 0, now
-        for child in node.below() if isinstance(node, _Group) else (node,):
-            if not child.alive:
-                child.state, child.leaving, child.fails, child.due, child.why = "down", False, 0, now, ""
         return self._settled(now)
 
     # -- how things stand
@@ -388,7 +380,7 @@ class Tree:
         group.history.clear()
         if spec.beyond == "escalate":
             self._actions.append(Escalated(spec.name, because, None))
-            group.why, group.failed = because, True
+            group.why, group.failed, group.own = node.why or because, True, own
             self._leave(group)
             if group.parent is None:
                 group.given_up = True
@@ -466,8 +458,8 @@ class Tree:
             return False
         if group.spec.restart == "permanent":
             group.restarts += 1
-            group.fails += 1
-            self._restart(parent, group, now, own=True, jitter=0.5)
+            group.fails += group.own
+            self._restart(parent, group, now, group.own, jitter=0.5)
             if not (group.given_up or parent.leaving or parent.cycling):
                 group.leaving = True
                 self._come_back(group)
@@ -487,7 +479,8 @@ class Tree:
         elif node.spec.restart == "temporary":
             node.state, node.leaving = "stopped", False
         elif node.state != "gave up":
-            node.state, node.leaving, node.failed = "down", False, False
+            node.restarts += node.taken_down
+            node.state, node.leaving, node.failed, node.taken_down = "down", False, False, False
 
     def _bring_up(self, group: _Group, now: float) -> bool:
         """Start who should be up, in order; True when all of them are up, or past waiting for."""

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = [
     "Assignment", "AttentionWeights", "Breaker", "BreakerOpen", "BudgetExhausted", "Confidence", "ConfigurationError",
     "Conflict", "ConnectionFailed", "DeadlineExceeded", "DefinitionError", "DspexError", "EffectFailed", "Embedding",
-    "Forgotten", "HttpReply", "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError",
+    "Forgotten", "HttpReply", "Intensity", "InvalidAssignment", "InvalidInput", "Label", "LimitExceeded", "LogCorrupt", "LogError",
     "ModelResponse", "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed",
     "ReasoningChain", "Replay", "Retry", "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor",
-    "TokenList", "Unavailable", "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task",
-    "computed", "constraint", "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http",
-    "idempotency_key", "retry_task", "spend", "variable",
+    "TokenList", "Unavailable", "Upkeep", "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task",
+    "cancelled", "computed", "constraint", "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http",
+    "idempotency_key", "retry_task", "spend", "time_left", "variable",
 ]  # fmt: skip
 
 HEAVY = {

@@ -19,6 +19,7 @@ from benchmarks.chaos.collect import archived, long_task, performances, settled,
 from benchmarks.chaos.evidence import Evidence
 from benchmarks.chaos.faults import Happened, Target, schedule, unleash
 from benchmarks.chaos.history import History
+from benchmarks.chaos.workload import PROGRAM
 from tests.e2e.running import Running
 
 from dspex.bus.server import free_port
@@ -27,6 +28,8 @@ __all__ = ["Options", "Run", "Unavailable", "campaign", "counting", "environment
 
 HERE = Path(__file__).parent
 APP = f"{HERE / 'program.py'}:Chaos"
+LIMITS = {PROGRAM: {"usd": "1000"}}
+"""A budget that is never spent: what is lent and settled of it has to add up."""
 CALM = 4.0
 """Seconds of load before the first fault, in which the full rate is measured."""
 
@@ -133,7 +136,7 @@ def _target(folder: Path, names: Sequence[str], options: Options) -> Iterator[Ta
     with (small_disk(folder, 256 << 20) if fills else _nothing(folder)) as place:
         system = Running(
             place / "data", (APP, options.agents), words=folder / "words", log=options.log,
-            durability=options.durability, port=free_port(),
+            durability=options.durability, port=free_port(), limits=LIMITS,
         )  # fmt: skip
         with environment(**(clock.environment if clock else {})):
             try:
@@ -168,7 +171,9 @@ async def campaign(
             await clients.run()
             ended = time.time()
         say(f"{name}: {clients.acknowledged} acknowledged, {len(happened)} faults; waiting for what is open")
-        evidence = await _evidence(system, history, book, options)
+        patience = 1.0 if clients.hanging else options.patience
+        evidence = await _evidence(system, history, book, options, patience)
+        evidence.hanging = clients.hanging
     return Run(name, evidence, happened, began, ended)
 
 
@@ -216,10 +221,12 @@ async def _progress(
         talking.cancel()
 
 
-async def _evidence(system: Running, history: History, book: Path, options: Options) -> Evidence:
+async def _evidence(
+    system: Running, history: History, book: Path, options: Options, patience: float
+) -> Evidence:
     async with await system.plain() as plain:
         await long_task(plain)
-        told = await settled(plain, options.patience)
+        told = await settled(plain, patience)
     last = told.rows[-1].position
     return Evidence(
         history=history, told=told, performances=performances(book),

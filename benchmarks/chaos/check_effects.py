@@ -12,6 +12,8 @@ from benchmarks.chaos.told import Event
 
 __all__ = ["claims", "performed", "recorded_once", "repeats", "timers"]
 
+COUNTED = ("step", "pay")
+"""The effects that tell the counter when they are performed."""
 ROUNDING = 1e-3
 """Seconds by which a time that was written down and read again may differ."""
 
@@ -37,7 +39,7 @@ def performed(seen: Evidence) -> Iterator[Violation]:
         if seen.expected(door.json, door.headers) is None:
             continue
         for life, event in _records(seen.told.events(door.position)):
-            if event.data["name"] != "step":
+            if event.data["name"] not in COUNTED:
                 continue
             done = by_key.get(idempotency_key(door.position, life, event.data["key"]), [])
             if not done:

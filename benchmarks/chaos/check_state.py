@@ -9,13 +9,14 @@ from benchmarks.chaos.evidence import Evidence, Violation
 from benchmarks.chaos.told import Event, Told
 
 from dspex.core.aggregates import FOLDS
+from dspex.core.audit import audit
 from dspex.core.codec import events_of
 from dspex.core.errors import LogCorrupt
 from dspex.core.events import Event as Stored
 from dspex.core.ports import Entry
 from dspex.core.subjects import Subjects
 
-__all__ = ["archive", "decoded", "folds", "positions", "snapshots", "versions", "views"]
+__all__ = ["archive", "budgets", "decoded", "folds", "positions", "snapshots", "versions", "views"]
 
 STATUS = {
     "TaskClaimed": "running", "TaskCompleted": "completed", "TaskSleeping": "sleeping", "TaskRetried": "sleeping",
@@ -119,6 +120,13 @@ def _plainly(events: list[Event]) -> dict[str, Any]:
         elif event.type == "TaskDuplicate":
             found["of"] = event.data["of"]
     return found
+
+
+def budgets(seen: Evidence) -> Iterator[Violation]:
+    """What was lent, settled and spent of budgets adds up (`core.audit`)."""
+    events = [event for found in decoded(seen.told).values() for event in found]
+    for what in audit(sorted(events, key=lambda event: (event.position, event.version))):
+        yield Violation("budgets", what)
 
 
 def decoded(told: Told) -> dict[str, list[Stored]]:

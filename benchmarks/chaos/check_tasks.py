@@ -11,7 +11,7 @@ from benchmarks.chaos.history import ENDED, Op
 from benchmarks.chaos.told import TERMINAL, Door, Event, Told, same
 from benchmarks.chaos.workload import step
 
-__all__ = ["acknowledged", "answers", "cancelled", "ended_once", "endings", "keys", "signals"]
+__all__ = ["acknowledged", "answers", "cancelled", "ended_once", "endings", "hanging", "keys", "signals"]
 
 
 def acknowledged(seen: Evidence) -> Iterator[Violation]:
@@ -102,6 +102,12 @@ def _differs(op: Op, ending: Event) -> str:
     kind = data.get("type", ending.type)
     said = op.answer.get("error", {}).get("type") if isinstance(op.answer, dict) else None
     return "" if said == kind else f"{said}, and the log says {kind}"
+
+
+def hanging(seen: Evidence) -> Iterator[Violation]:
+    """Every client got done."""
+    for name in seen.hanging:
+        yield Violation("hanging", f"{name} hangs")
 
 
 def keys(seen: Evidence) -> Iterator[Violation]:

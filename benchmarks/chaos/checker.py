@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Evidence], Iterable[Violation]]] = {
     "ended_once": check_tasks.ended_once,
     "endings": check_tasks.endings,
     "answers": check_tasks.answers,
+    "hanging": check_tasks.hanging,
     "keys": check_tasks.keys,
     "cancelled": check_tasks.cancelled,
     "signals": check_tasks.signals,
@@ -35,6 +36,7 @@ CHECKS: dict[str, Callable[[Evidence], Iterable[Violation]]] = {
     "views": check_state.views,
     "snapshots": check_state.snapshots,
     "archive": check_state.archive,
+    "budgets": check_state.budgets,
 }
 
 

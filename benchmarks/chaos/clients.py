@@ -111,6 +111,7 @@ class Clients:
         self._connect, self.history, self.seed = connect, history, seed
         self.tasks, self.rate, self.count, self.patience = tasks, rate, count, patience
         self.acknowledged = self.settled = 0
+        self.hanging: list[str] = []
         self.sent = asyncio.Event()
         """Set when all is acknowledged that is wanted, and only what clients do beside is left."""
         self._enough = enough
@@ -144,7 +145,7 @@ class Clients:
             raise AssertionError(f"{self.acknowledged} of {self.tasks} tasks were acknowledged")
 
     async def _until_done(self, under_way: set[asyncio.Task[None]]) -> None:
-        """Wait for the rest. Raises AssertionError when nothing more gets done."""
+        """Wait for the rest; when nothing more gets done, what is left hangs."""
         left, settled, since = set(under_way), self.settled, time.monotonic()
         while left:
             done, left = await asyncio.wait(left, timeout=1.0)
@@ -153,10 +154,10 @@ class Clients:
             if done or self.settled > settled:
                 settled, since = self.settled, time.monotonic()
             if time.monotonic() - since > self.patience:
-                names = sorted(task.get_name() for task in left)
+                self.hanging = sorted(task.get_name() for task in left)
                 for task in left:
                     task.cancel()
-                raise AssertionError(f"{len(names)} jobs hang: {names[:5]}")
+                return
 
     def _numbers(self) -> Iterator[int]:
         """More than needed: of some nobody knows whether they were stored."""

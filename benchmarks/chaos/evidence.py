@@ -56,7 +56,8 @@ class Evidence:
     """One run. `expected` says how a task with this input and these headers must end; None: it may end in any way.
 
     `skew` is by how many seconds the clocks of two machines, or a clock that was shifted, may differ: 0 on one machine.
-    `may_forge` that somebody hostile could write into the log, so that rows which are no commits are no surprise.
+    `hanging` are jobs that their clients gave up. `may_forge` says that somebody hostile could write into the log, so
+    that rows which are no commits are no surprise.
     """
 
     history: History
@@ -67,3 +68,4 @@ class Evidence:
     views: Views | None = None
     skew: float = 0.0
     may_forge: bool = False
+    hanging: Sequence[str] = ()

@@ -215,18 +215,33 @@ async def _slow_client(target: Target, chance: random.Random) -> AsyncIterator[N
             link.close()
 
 
+async def _several(target: Target, who: Callable[[Running], list[int]]) -> list[int]:
+    """Processes, as soon as there is one."""
+    await target.find(lambda system: who(system)[0])
+    return who(target.system)
+
+
 def _clock(direction: int) -> Fault:
     @asynccontextmanager
     async def act(target: Target, chance: random.Random) -> AsyncIterator[None]:
-        assert target.clock, "a clock that jumps takes the shim"
-        pids = target.system.agent_pids()
+        """The agents' clocks jump, each by hours of its own, and one of them dies, so that one begins in wrong time."""
+        clock, system = target.clock, target.system
+        assert clock, "a clock that jumps takes the shim"
+        supervisor, pids = await target.find(Running.supervisor), await _several(target, Running.agent_pids)
+        for pid in [await target.find(who) for who in (Running.registrar, Running.archivist)]:
+            clock.keep(pid)
         for pid in pids:
-            target.clock.shift(pid, direction * chance.randrange(60, 12 * HOUR))
+            clock.shift(pid, direction * chance.randrange(60, 12 * HOUR))
+        if system.log_file is None:  # a log process that is started meanwhile has the clock of the log
+            clock.shift_children(supervisor, direction * chance.randrange(60, 12 * HOUR))
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(pids), signal.SIGKILL)
         try:
             yield
         finally:
+            clock.shift_children(supervisor, 0)
             for pid in pids:
-                target.clock.shift(pid, 0)
+                clock.shift(pid, 0)
 
     return Fault(act, (1.0, 8.0))
 
@@ -268,10 +283,13 @@ FAULTS: dict[str, Fault] = {
     **{name: _of_cluster(fault) for name, fault in CLUSTER.items()},
 }
 MIXES = {
+    **{kind: tuple(name for name in FAULTS if name.startswith(f"{kind}-") and name not in CLUSTER)
+       for kind in ("kill", "stop", "slow", "clock")},
     "mixed": tuple(name for name in FAULTS if name not in CLUSTER),
     "cluster-mixed": tuple(CLUSTER),
 }
-"""All faults of one machine, one beginning while others are held; and all of a cluster, one after the other."""
+"""All faults of a kind, each in turn; all of one machine, one beginning while others are held; and all of a cluster,
+one after the other."""
 
 
 def schedule(names: Sequence[str], seed: int, every: tuple[float, float], length: int = 1000) -> list[Planned]:

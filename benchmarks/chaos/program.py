@@ -10,7 +10,7 @@ import uuid
 from contextvars import ContextVar
 from typing import Literal
 
-from dspex import Program, ProgramFailed, Schema, effect, idempotency_key
+from dspex import Program, ProgramFailed, Schema, effect, idempotency_key, spend
 
 COUNTER = os.environ.get("DSPEX_CHAOS_COUNTER", "")
 _attempt: ContextVar[tuple[str, float]] = ContextVar("attempt", default=("", 0.0))
@@ -37,6 +37,15 @@ async def count(value: int) -> None:
 @effect
 async def step(value: int, seconds: float) -> int:
     await count(value)
+    await asyncio.sleep(seconds)
+    return (value * 31 + 7) % 1_000_003
+
+
+@effect(usd=0.01)
+async def pay(value: int, seconds: float) -> int:
+    """A step that costs, so that budgets are lent and settled while processes die."""
+    await count(value)
+    spend(usd=0.004)
     await asyncio.sleep(seconds)
     return (value * 31 + 7) % 1_000_003
 
@@ -82,7 +91,7 @@ class Chaos(Program):
         value = await step(n * 1000, seconds)
         value = await step(value, seconds)
         left, right = await asyncio.gather(self._branch(value + 1, seconds), self._branch(value + 2, seconds / 2))
-        return int(await step(left * 3 + right, seconds))
+        return int(await pay(left * 3 + right, seconds))
 
     async def _branch(self, value: int, seconds: float) -> int:
         return int(await step(value, seconds))

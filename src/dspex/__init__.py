@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
     "dspex.core.breaker": ("Breaker",),
-    "dspex.core.effects": ("effect", "idempotency_key", "spend"),
+    "dspex.core.effects": ("cancelled", "effect", "idempotency_key", "spend", "time_left"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
+    "dspex.core.supervision": ("Intensity",),
+    "dspex.core.upkeep": ("Upkeep",),
     "dspex.core.variables": ("computed", "constraint", "variable"),
     "dspex.core.space": ("Assignment", "Space"),
     "dspex.core.types": (
@@ -59,9 +61,11 @@ if TYPE_CHECKING:
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
     from dspex.core.breaker import Breaker as Breaker
+    from dspex.core.effects import cancelled as cancelled
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
     from dspex.core.effects import spend as spend
+    from dspex.core.effects import time_left as time_left
     from dspex.core.errors import BreakerOpen as BreakerOpen
     from dspex.core.errors import BudgetExhausted as BudgetExhausted
     from dspex.core.errors import ConfigurationError as ConfigurationError
@@ -87,6 +91,7 @@ if TYPE_CHECKING:
     from dspex.core.schema import Schema as Schema
     from dspex.core.space import Assignment as Assignment
     from dspex.core.space import Space as Space
+    from dspex.core.supervision import Intensity as Intensity
     from dspex.core.types import AttentionWeights as AttentionWeights
     from dspex.core.types import Confidence as Confidence
     from dspex.core.types import Embedding as Embedding
@@ -99,6 +104,7 @@ if TYPE_CHECKING:
     from dspex.core.types import Secret as Secret
     from dspex.core.types import Tensor as Tensor
     from dspex.core.types import TokenList as TokenList
+    from dspex.core.upkeep import Upkeep as Upkeep
     from dspex.core.variables import computed as computed
     from dspex.core.variables import constraint as constraint
     from dspex.core.variables import variable as variable

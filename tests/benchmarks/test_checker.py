@@ -328,6 +328,12 @@ def version_left_out(book: Book) -> None:
     edit(book, 10, lambda batch: [event.update(version=event["version"] + 1) for event in batch])
 
 
+def lent_beyond_the_limit(book: Book) -> None:
+    window = {"scope": "program:chaos", "resource": "usd", "window": "all"}
+    lent = {**window, "lease": "l1", "holder": "chaos-aaaa-1", "amount": 6.0, "of": 5.0}
+    book.commit("budget.program_chaos.usd", ("BudgetLeased", lent))
+
+
 def no_such_schema(book: Book) -> None:
     edit(book, commit_of(book, TASKS["quick"]), lambda batch: batch[-1].update(dataschema="urn:dspex:TaskCompleted:9"))
 
@@ -347,6 +353,7 @@ MUTATIONS: dict[str, list[Callable[[Book], object]]] = {
     "positions": [gap, garbage, of_another_aggregate],
     "versions": [version_left_out],
     "folds": [no_such_schema],
+    "budgets": [lent_beyond_the_limit],
 }
 CASES = [(name, mutation) for name, mutations in MUTATIONS.items() for mutation in mutations]
 
@@ -384,6 +391,10 @@ def other_snapshot(seen: Evidence) -> Evidence:
     return replace(seen, views=replace(seen.views, snapshots=[kept]))
 
 
+def hanging_job(seen: Evidence) -> Evidence:
+    return replace(seen, hanging=["job 7"])
+
+
 def broken_chain(seen: Evidence) -> Evidence:
     return replace(seen, archived=Archived(25, faults=[(3, "its checksum is wrong")]))
 
@@ -394,7 +405,7 @@ def short_archive(seen: Evidence) -> Evidence:
 
 BESIDE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("views", forgotten_row), ("views", other_row), ("views", row_of_no_task), ("snapshots", other_snapshot),
-    ("archive", broken_chain), ("archive", short_archive),
+    ("hanging", hanging_job), ("archive", broken_chain), ("archive", short_archive),
 ]  # fmt: skip
 
 

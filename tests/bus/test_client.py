@@ -296,6 +296,23 @@ async def test_what_is_published_while_the_server_is_away_arrives_later(server: 
         assert came == [b"%d" % n for n in range(100)]
 
 
+def test_a_transport_that_has_just_closed_is_a_lost_connection(shared_server: Server) -> None:
+    """uvloop raises RuntimeError there, and an agent's loop is one."""
+
+    async def run() -> None:
+        subject, heard = f"test.s{next(_numbers)}", []
+        async with await Client.connect(shared_server.url) as client, await Client.connect(shared_server.url) as other:
+            other.subscribe(subject, lambda message: heard.append(message.data))
+            await other.flush()
+            client._wire._transport._io_writer.transport.abort()  # the library has not noticed yet
+            client.publish(subject, b"meanwhile")
+            with pytest.raises(ConnectionFailed):
+                await client.flush()
+            await until(lambda: heard == [b"meanwhile"])
+
+    uvloop.run(run())
+
+
 async def test_what_is_published_while_the_server_is_away_is_bounded(server: Server) -> None:
     async with await Client.connect(server.url) as client:
         server.kill()

@@ -9,6 +9,8 @@ import pytest
 
 from dspex.compose.settings import DEFAULT_URL, Settings, find_server, load_settings
 from dspex.core.errors import ConfigurationError
+from dspex.core.supervision import Intensity
+from dspex.core.upkeep import Named, Upkeep
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +106,47 @@ def test_a_context_or_a_note_that_is_rubbish_is_passed_over(here: Path, rubbish:
     (here / "config" / "nats" / "context" / "mine.json").write_bytes(rubbish)
     url, prefix = find_server(load())
     assert url in (DEFAULT_URL, "5") and prefix == "dspex"
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ('restart = "sometimes"', "programs.steady.restart = 'sometimes': input should be 'permanent', 'transient' or"),
+        ('intensity = "often"', "programs.steady.intensity = 'often': value error, write it as restarts and seconds"),
+        ('memory = "1MiB"', "[programs.steady]: memory = 1048576 bytes: an idle agent needs up to 64 MiB"),
+        ('shutdown = "2h"', "[programs.steady]: shutdown = 7200: it is between 0 and 3600 s"),
+        ("blocked_after = 0.5", "[programs.steady]: blocked_after = 0.5: agents beat once a second; take 2"),
+        ('recycle_memory = "2GiB"\nmemory = "1GiB"', "at memory = 1073741824 an agent is ended before that"),
+        ('[supervisors.a]\nchildren = ["nobody"]', "[supervisors.a]: there is no program nobody; there are steady"),
+        ('[supervisors.steady]\nchildren = ["steady"]', "[supervisors.steady]: a program has this name already"),
+        ('[supervisors.a]\nchildren = ["steady", "steady"]', "steady is under a twice; a child has one place"),
+        ('[supervisors.a]\nchildren = ["b"]\n[supervisors.b]\nchildren = ["a"]', "a tree has no cycles"),
+        ('intensity = "2/5s"\n[supervisors.a]\nchildren = ["steady"]', "intensity is not its own, because [supervisors.a]"),
+        ("[supervisors.a]\nchildren = []", "[supervisors.a]: it has no children"),
+    ],
+)  # fmt: skip
+def test_supervision_that_cannot_be_is_refused_with_a_sentence(tmp_path: Path, toml: str, sentence: str) -> None:
+    file = tmp_path / "dspex.toml"
+    file.write_text(f'[programs.steady]\napp = "qa.py"\n{toml}\n')
+    with pytest.raises(ConfigurationError) as refused:
+        settings = load_settings({}, file=file, environment={})
+        settings.upkeep("steady")
+        settings.named()
+    assert sentence in str(refused.value)
+
+
+def test_supervision_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "dspex.toml"
+    file.write_text(
+        '[programs.qabot]\napp = "qa.py"\nrestart = "transient"\nmemory = "512MiB"\ncpu = 1.5\nshutdown = "1m"\n'
+        'recycle_after = "10000 tasks"\nrecycle_memory = "300MiB"\nblocked_after = "30s"\n'
+        '[programs.reader]\napp = "qa.py"\nintensity = "3/10s"\n'
+        '[supervisors.pair]\nstrategy = "rest_for_one"\nchildren = ["qabot"]\nintensity = "2/5s"\n'
+    )
+    settings = load_settings({}, file=file, environment={})
+    assert settings.upkeep("qabot") == Upkeep(
+        restart="transient", memory=512 << 20, cpu=1.5, shutdown=60.0, recycle_after=10_000, recycle_memory=300 << 20,
+        blocked_after=30.0,
+    )  # fmt: skip
+    assert settings.upkeep("reader").intensity == Intensity(3, 10)
+    assert settings.named() == (Named("pair", ("qabot",), "rest_for_one", Intensity(2, 5)),)

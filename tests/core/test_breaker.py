@@ -44,6 +44,7 @@ def evolved(state: BreakerState, payload: Payload) -> BreakerState:
 # -- windows
 
 
+@settings(deadline=None)
 @given(st.lists(outcomes, max_size=60), st.integers(1, 20))
 def test_a_window_by_count_holds_the_last_so_many(ended: list[tuple[float, bool, bool]], size: int) -> None:
     window = Window(Breaker(calls=size))
@@ -52,6 +53,7 @@ def test_a_window_by_count_holds_the_last_so_many(ended: list[tuple[float, bool,
     assert window.tally(0.0) == summed(ended[-size:])
 
 
+@settings(deadline=None)
 @given(st.lists(outcomes, max_size=60), st.floats(0, 5))
 def test_a_window_by_time_holds_the_last_seconds_to_a_twentieth(
     ended: list[tuple[float, bool, bool]], later: float
@@ -70,6 +72,7 @@ def test_a_window_by_time_holds_the_last_seconds_to_a_twentieth(
     assert surely.failures <= found.failures <= at_most.failures
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(1, 50))
 def test_calls_that_others_report_count_at_their_rate(calls: int, failures: int, size: int) -> None:
     failures = min(failures, calls)
@@ -208,7 +211,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(steps, st.integers(1, 4), st.floats(0.05, 1))
 def test_whatever_happens_the_quota_holds_and_it_can_always_close(
     work: list[tuple[str, int, float]], quota: int, rate: float
@@ -280,6 +283,7 @@ def test_what_makes_no_sense_is_refused_in_words_that_name_it(wrong: dict[str, o
         Breaker(**wrong)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=200))
 def test_every_effect_has_a_name_that_a_subject_can_hold(name: str) -> None:
     assert valid_token(breaker_name(name))

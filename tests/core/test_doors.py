@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex.core.doors import DoorsState, Level, Marks, closed_doors, doors_aggregate, fold, over_marks, over_open
@@ -41,6 +41,7 @@ def test_a_bound_in_bytes_counts_where_nobody_sees_the_disk() -> None:
     assert over_marks(Marks(), Level(1 << 60), closed=False) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.integers(1, 1 << 41))
 def test_what_closes_the_doors_keeps_them_closed(used: int, free: int, total: int) -> None:
     level = Level(used, free, total)
@@ -48,6 +49,7 @@ def test_what_closes_the_doors_keeps_them_closed(used: int, free: int, total: in
         assert over_marks(Marks(), level, closed=True), "they would open and close in turn"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), st.integers(1, 50))
 def test_tasks_of_one_program_close_its_own_door(tasks: int, most: int) -> None:
     marks = Marks(max_open=most)

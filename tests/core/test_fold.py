@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
-from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, LetterState, ProgramState, VariablesState
 from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
@@ -32,6 +32,8 @@ from dspex.core.events import (
     SignalReceived,
     TaskClaimed,
     TaskCompleted,
+    TaskDropped,
+    TaskResubmitted,
     TaskSleeping,
     TaskSubmitted,
     UnknownEvent,
@@ -61,6 +63,10 @@ LIVES: dict[str, list[Payload]] = {
     ],
     "inbox": [SignalReceived(name=name, position=at, value=Raw(b"1")) for name, at in (("a", 3), ("b", 4), ("a", 9))],
     "key": [KeyBound(key="k", task="1"), KeyBound(key="k", task="2")],
+    "dlq": [
+        TaskResubmitted(successor="2", key="a"), TaskResubmitted(successor="3", key="b", clean=True),
+        TaskDropped(actor="me", why="enough"),
+    ],
     "program": [registered("one"), registered("two")],
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
@@ -90,6 +96,7 @@ LIVES: dict[str, list[Payload]] = {
 ENDS = {
     "inbox": InboxState({"a": 2, "b": 1}, 9),
     "key": KeyState("k", "1"),
+    "dlq": LetterState("3", {"a": "2", "b": "3"}, "me", "enough"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
     "limits": LimitsState("p", {"usd": "5/day"}, "you", "dear", "2026-11-23T10:00:00.000000Z"),

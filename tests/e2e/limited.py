@@ -24,18 +24,21 @@ class Quick(Program):
 
 
 class Counted(Program):
-    """Tells a counter at `port` that it begins, and that it ends by hanging up."""
+    """Tells a counter at `port` that it begins, and that it ends by hanging up; with a `nap` it sleeps before."""
 
     concurrency = 16
 
     class Input(Schema):
         port: int
         seconds: float = 0.05
+        nap: float = 0.0
 
     class Output(Schema):
         done: bool = True
 
     async def predict(self, input: Input) -> Output:
+        if input.nap:
+            await self.sleep(input.nap)
         _, writer = await asyncio.open_connection("127.0.0.1", input.port)
         try:
             writer.write(b"%d\n" % os.getpid())

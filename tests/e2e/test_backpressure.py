@@ -38,12 +38,11 @@ def wait_of(reply: Reply) -> float:
     return float(reply.headers["Dspex-Retry-After"])
 
 
-@pytest.mark.parametrize("log", LOGS)
 async def test_an_ask_beyond_the_queue_is_refused_with_a_time_to_try_again(
-    systems: Callable[..., Running], tmp_path: Path, log: str
+    systems: Callable[..., Running], tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    system = systems((f"{PRESSING}:Gated", 1), log=log).start()
+    system = systems((f"{PRESSING}:Gated", 1)).start()
     async with await system.plain() as plain:
         held = [await plain.submit("gated", {"gate": str(gate), "text": str(n)}) for n in range(30)]
         asking: list[asyncio.Task[Reply]] = []
@@ -107,6 +106,8 @@ async def is_closed(plain: Plain, door: str, program: str, body: object) -> bool
         await plain.nc.request(f"dspex.{door}.{program}", json.dumps(body).encode(), timeout=10)
     except nats.errors.NoRespondersError:
         return True
+    except nats.errors.TimeoutError:  # somebody listens, and has no time
+        return False
     return False
 
 
