@@ -82,7 +82,7 @@ class Log(MemoryLog):
 
 def run_of(log: MemoryLog, task: int) -> Run:
     """An attempt on a task, with nothing but a log."""
-    delivery = cast(Delivery, type("Given", (), {"position": task})())
+    delivery = cast(Delivery, type("Given", (), {"position": task, "wake": 0})())
     none, loop = cast(Any, None), asyncio.get_running_loop()
     seat = Seat("a", "x", "c", "/agents/a", log, none, none, 1 << 20, loop, *nothing_private())
     return Run(seat, delivery, cast(Any, None), "plans", 0.0, 1e9)
