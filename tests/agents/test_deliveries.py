@@ -14,6 +14,7 @@ from tests.agents.delivering import SlowLog, agent, deliver, idle
 
 from dspex import Program, Schema, effect
 from dspex.agents.journal import events_for
+from dspex.agents.patience import Patience
 from dspex.bus.pull import ACK, NAK
 from dspex.core.codec import decode_commit
 from dspex.core.effects import branching
@@ -168,7 +169,7 @@ async def test_a_drain_writes_down_what_was_done_before_it_hands_a_run_back() ->
     [run] = worker.running.values()
     while not (run.recorder and run.recorder.writer.size):  # done, and not written yet
         await asyncio.sleep(0)
-    await worker.drain(0.0)
+    await worker.drain(Patience(0.0))
     entries = log.known(f"task.lingering.{position}")
     kinds = [type(event.data).__name__ for entry in entries for event in decode_commit(entry.body, entry.position)]
     assert kinds == ["TaskClaimed", "EffectRecorded"] and client.said == [NAK]
