@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from dspex.agents.recorder import Renewing
 from dspex.core.errors import BudgetExhausted
 from dspex.core.events import Usage
@@ -190,6 +192,11 @@ class Budgets:
             want=wants[0] if wants else 0.0, used=account.used, reserved=account.reserved,
             close=account.closing and not account.reserved and not account.waiting,
         )  # fmt: skip
+
+    def still(self) -> dict[str, Claim]:
+        """What we have, with nothing wanted and nothing given back. Changes nothing, so any thread may ask."""
+        accounts = list(self._all.items())
+        return {lease: replace(self._claim(it), want=0.0, close=False) for lease, it in accounts if it.granted}
 
     def last_words(self) -> dict[str, Claim]:
         """All leases given back. What is under way may have been paid."""

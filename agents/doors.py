@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,10 @@ __all__ = ["Doors"]
 
 logger = logging.getLogger("dspex.agents")
 
+MAX_INPUT = 64 << 20
+"""Bytes of an Input; the server's own limit for a message is nearly always less."""
+MAX_VALUES = 1 << 20
+"""Bytes of a proposal."""
 MAX_HEADERS = 32 << 10
 """Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
 
@@ -65,8 +70,8 @@ class Doors:
             "output_schema": msgspec.json.encode(description.output_schema).decode(),
         }
         name = program.name
-        service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas))
-        service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
+        service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas, most=MAX_INPUT))
+        service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas, most=MAX_INPUT))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
         letters = Letters(
@@ -74,7 +79,7 @@ class Doors:
         )
         service.serve(Endpoint("dlq-retry", subjects.dlq(name, "retry"), letters.retry))
         service.serve(Endpoint("dlq-drop", subjects.dlq(name, "drop"), letters.drop))
-        service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
+        service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose, most=MAX_VALUES))
 
     def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """Refuse what is not an Input; store the rest, with the return address."""
@@ -116,6 +121,8 @@ class Doors:
     def _checked(self, request: Request) -> dict[str, str]:
         """The headers to be stored. Raises InvalidInput for what is no task, LimitExceeded and Unavailable for what
         cannot be taken now."""
+        if self._client is self._worker.client:  # and not in the loop's place
+            self._worker.pulse = time.monotonic()  # a loop with much to read does not stand still
         self._check_open()
         self._worker.backlog.check(len(request.data))
         headers = _forwarded(request)

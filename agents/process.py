@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from dspex.agents.link import Link, beat
+from dspex.agents.titles import be_called
 from dspex.bus.client import Client
 from dspex.core.errors import DspexError
 
@@ -25,6 +24,7 @@ ORPHANED = 0.5
 """The same when the supervisor is gone."""
 TO_END = 2.0
 """Seconds that cancelled work gets to end."""
+SYSTEM = ("registrar-", "archivist-", "log-")
 PAUSE = 0.5
 """Seconds before a process that cannot serve ends, so that it does not spin."""
 
@@ -32,16 +32,17 @@ PAUSE = 0.5
 async def live(
     link: Link, name: str, url: str, credentials: str | None, *, stopping: asyncio.Event,
     stop: Callable[[str, float], None], hear: Callable[[list[dict[str, Any]]], None],
-    serve: Callable[[Client], Awaitable[int]], speaks: bool = False,
+    serve: Callable[[Client], Awaitable[int]], speaks: bool = False, load: Callable[[], dict[str, int]] = dict,
 ) -> int:  # fmt: skip
     """Connect, then `serve` until it returns the exit status.
 
     `stop` is called with a reason and the seconds that are left when the process should end, and sets `stopping`;
     `hear` is given what the supervisor says. A connection that is closed for good ends the process: its supervisor
-    knows how to begin again. One process of a system `speaks` for all of them when no server answers.
+    knows how to begin again. `load` is told with every beat. One process of a system `speaks` for all of them when no
+    server answers.
     """
     loop = asyncio.get_running_loop()
-    _be_called(name)
+    be_called(name, "" if name.startswith(SYSTEM) else "agent")
 
     def heard() -> None:
         hear(link.receive())
@@ -56,7 +57,7 @@ async def live(
     if client is None:
         return 0
     client.on_closed.append(lambda: os._exit(1))
-    beating = asyncio.create_task(beat(link), name="dspex-beat")
+    beating = asyncio.create_task(beat(link, load), name="dspex-beat")
     try:
         return await serve(client)
     except DspexError as error:
@@ -66,12 +67,6 @@ async def live(
     finally:
         beating.cancel()
         await client.close()
-
-
-def _be_called(name: str) -> None:
-    """Show under our name in `ps` and `top` (Linux, 15 characters), not as one more Python."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(name[:15])
 
 
 async def work_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from dspex.agents.bounds import Bounds
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, InvalidInput
 from dspex.core.limits import limit_of, parse_scope
+from dspex.core.scaling import Scale
 from dspex.core.supervision import GIVE_UP, Intensity, Restart, Strategy, SupervisorSpec
 from dspex.core.upkeep import Named, Upkeep, arranged
 
@@ -30,6 +31,12 @@ FILE = "dspex.toml"
 PLACE = "system.json"
 SECURE = "secure"
 """The folder of identities in a data folder."""
+
+
+UNSHOWN = ("privacy.key", "nats", "credentials")
+"""Settings whose wrong values are not shown."""
+MAX_SHOWN = 80
+"""Characters that are shown of others."""
 
 
 class _Frozen(BaseModel):
@@ -54,6 +61,16 @@ def _measured(units: Mapping[str, int]) -> Callable[[object], object]:
     return read
 
 
+def _scale(value: object) -> object:
+    """Reads `8` or `1..8`."""
+    if not isinstance(value, int | str):
+        return value
+    scale = Scale.read(str(value))
+    if not scale.least:
+        raise ValueError("there must be one at least")
+    return scale if scale.automatic else scale.most
+
+
 def _intensity(value: object) -> object:
     """Reads `1/5s`."""
     return Intensity.read(value) if isinstance(value, str) else value
@@ -66,10 +83,18 @@ _Intensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
 
 class ProgramSettings(_Frozen):
-    """One `[programs.<name>]` table: where the class is, how many agents serve it, and how these are looked after."""
+    """One `[programs.<name>]` table: where the class is, how many agents serve it, and how these are looked after.
+
+    The agents are so many, or between `min_agents` and `max_agents`, so that no task waits longer than `max_wait`
+    seconds; there are fewer again when `quiet` seconds have needed fewer.
+    """
 
     app: str
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    min_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_wait: Annotated[float, Field(ge=0.1, le=3600), BeforeValidator(_measured(_TIMES))] = 1.0
+    quiet: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_measured(_TIMES))] = 30.0
     max_queue: Annotated[int | None, Field(ge=1)] = None
     restart: Restart = "permanent"
     intensity: _Intensity = Intensity()
@@ -80,6 +105,22 @@ class ProgramSettings(_Frozen):
     cpu: Annotated[float, Field(ge=0)] = 0.0
     recycle_after: _Count = 0
     recycle_memory: _Bytes = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.scale.least > self.scale.most:
+            raise ValueError(f"min_agents = {self.scale.least} is more than max_agents = {self.scale.most}")
+        if self.agents is not None and not self.scale.least <= self.agents <= self.scale.most:
+            raise ValueError(f"agents = {self.agents} is not between min_agents and max_agents")
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        fixed = self.agents or 1
+        if self.min_agents is None and self.max_agents is None:
+            return Scale(fixed, fixed, self.max_wait, self.quiet)
+        least = self.min_agents or 1
+        return Scale(least, self.max_agents or max(fixed, least), self.max_wait, self.quiet)
 
 
 class SupervisorSettings(_Frozen):
@@ -155,7 +196,7 @@ class DoorsSettings(_Frozen):
 class PrivacySettings(_Frozen):
     """The `[privacy]` table: a reference to the master key that the keys of private values are sealed with."""
 
-    key: Annotated[str, Field(pattern=r"^((env|file):.+)?$")] = ""
+    key: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]*:.+)?$")] = ""
 
 
 def _scope(text: str) -> str:
@@ -174,7 +215,7 @@ class Settings(_Frozen):
     prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
     durability: Literal["power", "process"] = "power"
     log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    agents: Annotated[int | Scale, BeforeValidator(_scale)] = 1
     programs: dict[str, ProgramSettings] = {}
     supervisors: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], SupervisorSettings] = {}
     retention: RetentionSettings = RetentionSettings()
@@ -185,6 +226,11 @@ class Settings(_Frozen):
     def limit_texts(self) -> dict[str, dict[str, str]]:
         """The limits as they are set, by scope."""
         return {scope: limit.texts() for scope, limit in self.limits.items()}
+
+    @property
+    def scale(self) -> Scale:
+        """`agents` as bounds."""
+        return Scale(self.agents, self.agents) if isinstance(self.agents, int) else self.agents
 
     def upkeep(self, program: str) -> Upkeep:
         """How a program's agents are looked after. Raises ConfigurationError."""
@@ -261,7 +307,14 @@ def load_settings(
             raise ConfigurationError(f"{source}: {where} is not a setting of this version") from None
         if first["type"] == "missing":
             raise ConfigurationError(f"{source}: {where} is missing") from None
-        raise ConfigurationError(f"{source}: {where} = {first['input']!r}: {first['msg'].lower()}") from None
+        # What is no reference where one is due may be the secret itself, and an address may hold a password.
+        shown = "" if where in UNSHOWN else f" = {_short(first['input'])}"
+        raise ConfigurationError(f"{source}: {where}{shown}: {first['msg'].lower()}") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def find_server(settings: Settings) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import click
 from dspex.console.bodies import example_of
 from dspex.console.options import Options, common
 from dspex.console.render import bold, clean, dim, green, print_json, red, shorten, yellow
+from dspex.core.masking import masked
 
 if TYPE_CHECKING:
     from dspex.compose.root import Plan
@@ -32,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 
 @click.command(short_help="Run programs as supervised agents.")
 @click.argument("app", required=False, type=click.Path())
-@click.option("--agents", type=click.IntRange(1, 1000), help="Processes that serve each program (default: 1).")
+@click.option("--agents", metavar="N", help="Processes that serve each program: 4, or 1..8 by load (default: 1).")
 @click.option(
     "--durability",
     type=click.Choice(["power", "process"]),
@@ -44,11 +45,12 @@ LOOPBACK = "127.0.0.1"
 )
 @click.option("--host", metavar="ADDRESS", help="The address our own server listens on (default: 127.0.0.1).")
 @click.option("--secure", is_flag=True, help="Run with access rules and TLS; made when they are missing.")
+@click.option("--reload", "watch", is_flag=True, help="Reload the programs when their files change.")
 @click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
 @common
 def up(
-    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None, port: int | None,
-    host: str | None, secure: bool, replace: bool,
+    options: Options, app: str | None, agents: str | None, durability: str | None, log: str | None, port: int | None,
+    host: str | None, secure: bool, watch: bool, replace: bool,
 ) -> int:  # fmt: skip
     """Run programs as supervised agents, until Ctrl-C.
 
@@ -61,9 +63,9 @@ def up(
 
     settings, plans = _plans(options, app, agents, durability, log)
     if port and settings.nats:
-        raise click.UsageError(f"--port is for our own server, but {settings.nats} is to be used")
+        raise click.UsageError(f"--port is for our own server, but {masked(settings.nats)} is to be used")
     if host and settings.nats:
-        raise click.UsageError(f"--host is for our own server, but {settings.nats} is to be used")
+        raise click.UsageError(f"--host is for our own server, but {masked(settings.nats)} is to be used")
     warning = exposed(settings.nats or f"nats://{host or LOOPBACK}", settings.nats, secure)
     if warning:
         click.echo(f"{yellow('dspex:')} {warning}", err=True)
@@ -71,7 +73,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
-        limits=settings.limit_texts(), marks=settings.doors.marks(),
+        limits=settings.limit_texts(), marks=settings.doors.marks(), watch=watch,
         supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
@@ -84,24 +86,31 @@ def up(
 def exposed(url: str, given: str | None, secure: bool) -> str:
     """What is to be said of a server that others can reach and that lets everybody in; "" when there is nothing.
 
-    `given` is the URL of somebody else's server, which is asked whether it wants credentials."""
-    from dspex.bus.probe import is_loopback, probe
-
-    if secure or all(is_loopback(place) for place in url.split(",")):
+    `given` is the URL of somebody else's server, which is asked where it listens and whether it wants credentials."""
+    if secure:
         return ""
-    if given:
-        info = probe(given)
-        if info is None or info.get("auth_required") or info.get("tls_verify"):
-            return ""
-    where = given or url
+    reached = [place for place in url.split(",") if _open_to_others(place, bool(given))]
+    if not reached:
+        return ""
     return (
-        f"{where} is reached from other machines and lets everybody in: whoever connects can read, forge and erase "
-        "everything. Use --secure, or listen on 127.0.0.1"
+        f"{masked(','.join(reached))} is reached from other machines and lets everybody in: whoever connects can read, "
+        "forge and erase everything. Use --secure, or listen on 127.0.0.1"
     )
 
 
+def _open_to_others(place: str, given: bool) -> bool:
+    from dspex.bus.probe import is_loopback, probe
+
+    if not given:
+        return not is_loopback(place)
+    info = probe(place)
+    if info is None or info.get("auth_required") or info.get("tls_verify"):
+        return False
+    return not is_loopback(place) or not is_loopback(str(info.get("host") or "127.0.0.1"))
+
+
 def _plans(
-    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None
+    options: Options, app: str | None, agents: str | None, durability: str | None, log: str | None
 ) -> tuple[Settings, list[Plan]]:
     """The settings, and what is to be served."""
     from dspex.compose.app import split_app
@@ -114,15 +123,18 @@ def _plans(
         path, _ = split_app(app)
         if not path.is_file():
             raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
-        return settings, [Plan(app, settings.agents)]
+        return settings, [Plan(app, settings.scale.least, scale=settings.scale)]
     folder = toml.parent if toml else Path()
-    plans = [
-        Plan(
-            str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
-            upkeep=settings.upkeep(name),
+    plans = []
+    for name, program in settings.programs.items():
+        scale = settings.scale if agents else program.scale
+        begins = scale.least if agents else (program.agents or scale.least)
+        plans.append(
+            Plan(
+                str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue,
+                upkeep=settings.upkeep(name),
+            )
         )
-        for name, program in settings.programs.items()
-    ]
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
         raise ConfigurationError(
@@ -147,7 +159,7 @@ class _Teller:
 
     def begin(self) -> None:
         if not self.as_json:
-            where = self.settings.nats or f"a NATS server in {self.settings.data}"
+            where = masked(self.settings.nats or "") or f"a NATS server in {self.settings.data}"
             click.echo(dim(f"starting on {where} …"))
             sys.stdout.flush()
 
@@ -176,11 +188,19 @@ class _Teller:
             case "draining":
                 tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
+            case "scaled":
+                who = f" ({', '.join(part for part in (event['by'], event['reason']) if part)})"
+                self._line(f"{event['program']} gets {event['agents']} agents{who}")
+            case "reloaded":
+                for it in event["programs"]:
+                    self._line(green(f"{it['program']} serves with code {it['code']}, reloaded by {event['by']}"))
+            case "not-reloaded":
+                self._line(red(f"not reloaded: {event['reason']}; the code that serves goes on"))
             case "limit":
                 self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
-            case "better":
+            case "better" | "rules":
                 self._line(green(event["reason"]))
             case "serving" if event["agent"] in self.down:
                 self.down.discard(event["agent"])
@@ -200,6 +220,7 @@ class _Teller:
         click.echo(f"{dim(time.strftime('%H:%M:%S'))} {text}", err=self.as_json)
 
     def _say_ready(self, url: str, data: str) -> None:
+        url = masked(url)
         if self.port and not url.endswith(f":{self.port}"):
             click.echo(
                 f"dspex: port {self.port} is taken; the server listens on {url.rpartition(':')[2]} instead", err=True
