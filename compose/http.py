@@ -8,20 +8,18 @@ A secret is looked up when the request leaves, so that the log holds only where 
 
 from __future__ import annotations
 
-import os
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPSConnection
-from pathlib import Path
 from typing import Any
 
+from dspex.agents.secrets import Secret, reveal
 from dspex.core.effects import effect, idempotency_key, time_left, when_cut
-from dspex.core.errors import EffectFailed
+from dspex.core.errors import ConfigurationError, EffectFailed
 from dspex.core.schema import Schema
-from dspex.core.types import Secret
 
 __all__ = ["HttpReply", "http"]
 
@@ -121,6 +119,6 @@ def _value(value: str) -> str:
     if not isinstance(value, Secret):
         return value
     try:
-        return os.environ[value.target] if value.scheme == "env" else Path(value.target).read_text().strip()
-    except (KeyError, OSError):
-        raise EffectFailed(f"there is no secret at {value}", name="http") from None
+        return reveal(value)
+    except ConfigurationError as error:
+        raise EffectFailed(str(error), name="http") from None

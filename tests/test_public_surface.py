@@ -21,7 +21,7 @@ PUBLIC = [
     "ReasoningChain", "Replay", "Retry", "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor",
     "TokenList", "Unavailable", "Upkeep", "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task",
     "cancelled", "computed", "constraint", "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http",
-    "idempotency_key", "retry_task", "spend", "time_left", "variable",
+    "idempotency_key", "retry_task", "reveal", "spend", "time_left", "variable",
 ]  # fmt: skip
 
 HEAVY = {

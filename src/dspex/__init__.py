@@ -22,7 +22,7 @@ _HOME = {
     "dspex.core.space": ("Assignment", "Space"),
     "dspex.core.types": (
         "AttentionWeights", "Confidence", "Embedding", "Label", "ModelResponse", "Private", "Probability",
-        "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
+        "ReasoningChain", "Score", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
         "BreakerOpen", "BudgetExhausted", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded",
@@ -30,6 +30,7 @@ _HOME = {
         "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
         "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.agents.secrets": ("Secret", "reveal"),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
     "dspex.compose.letters": (
@@ -44,6 +45,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.agents.secrets import Secret as Secret
+    from dspex.agents.secrets import reveal as reveal
     from dspex.compose.find import afind_tasks as afind_tasks
     from dspex.compose.find import find_tasks as find_tasks
     from dspex.compose.forks import afork as afork
@@ -101,7 +104,6 @@ if TYPE_CHECKING:
     from dspex.core.types import Probability as Probability
     from dspex.core.types import ReasoningChain as ReasoningChain
     from dspex.core.types import Score as Score
-    from dspex.core.types import Secret as Secret
     from dspex.core.types import Tensor as Tensor
     from dspex.core.types import TokenList as TokenList
     from dspex.core.upkeep import Upkeep as Upkeep
