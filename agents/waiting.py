@@ -61,11 +61,12 @@ class Given(Delivery):
 
 
 class Woken(Given):
-    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement."""
+    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement. `asleep`:
+    it still is, and nobody has claimed it with this wake."""
 
-    def __init__(self, entry: Entry, wake: Delivery) -> None:
+    def __init__(self, entry: Entry, wake: Delivery, asleep: bool) -> None:
         super().__init__(entry, wake.message.raw_reply, wake.delivered + 1)
-        self.wake = wake.position
+        self.wake, self.asleep = wake.position, asleep
 
 
 class Waiting:
@@ -135,11 +136,12 @@ class Waiting:
             # with what another may acknowledge: its taker would die, and nothing would come again.
             await self.wake(task)
             return None
-        if state.status == "sleeping" or foreign or took == wake.position:
-            return Woken(entry, wake)
+        asleep = state.status == "sleeping"
+        if asleep or foreign or took == wake.position:
+            return Woken(entry, wake, asleep)
         # At work elsewhere: with another wake, which comes again if need be; or with its submission, or taken by a
         # version that wrote down no wake. How often this one came is forgotten by a server that was killed.
-        return Woken(entry, wake) if not took and wake.delivered > 1 else None
+        return Woken(entry, wake, asleep) if not took and wake.delivered > 1 else None
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands by its last commit."""
