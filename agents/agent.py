@@ -19,6 +19,7 @@ from dspex.agents.code import code_of
 from dspex.agents.doors import Doors
 from dspex.agents.journal import record
 from dspex.agents.link import Link
+from dspex.agents.patience import Patience
 from dspex.agents.process import GRACE, live
 from dspex.agents.registered import Registered
 from dspex.agents.resources import confine
@@ -94,7 +95,7 @@ class _Agent:
         self.subjects = subjects_of(spec.prefix, spec.credentials)
         self.state = "starting"
         self.stopping = asyncio.Event()
-        self.status, self.why, self.grace = 0, "", GRACE
+        self.status, self.why, self.patience = 0, "", Patience(GRACE)
         self.aggregate = aggregate("agent", spec.program.name, spec.name)
         self.worker: Worker | None = None
         self.client: Client | None = None
@@ -109,7 +110,7 @@ class _Agent:
         return await live(
             self.link, spec.name, spec.url, spec.credentials, stopping=self.stopping, serve=self._serve,
             stop=lambda why, grace: self.stop(why, grace=self.own_grace if grace == GRACE else grace),
-            hear=lambda messages: None,
+            hear=self._hear, load=self._load,
         )  # fmt: skip
 
     @property
@@ -131,9 +132,23 @@ class _Agent:
             self._recycle(f"has served {done:,} tasks")
 
     def stop(self, why: str, status: int = 0, grace: float = GRACE) -> None:
-        if not self.stopping.is_set():
-            self.why, self.status, self.grace = why, status, grace
-            self.stopping.set()
+        if self.stopping.is_set():
+            self.patience.cut(grace)
+            return
+        self.why, self.status, self.patience = why, status, Patience(grace)
+        self.stopping.set()
+
+    def _hear(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            if "drain" in message:
+                self.stop("told to drain", grace=message["drain"])
+
+    def _load(self) -> dict[str, int]:
+        """How much there is to do here, for whoever decides how many agents there should be."""
+        worker = self.worker
+        if worker is None:
+            return {}
+        return {"running": len(worker.running), "done": worker.endings.done, "slots": worker.program.slots()}
 
     async def _serve(self, client: Client) -> int:
         spec, subjects, self.client = self.spec, self.subjects, client
@@ -179,11 +194,13 @@ class _Agent:
         await client.flush()
         self._say("serving")
         await self.stopping.wait()
-        self._say("draining")
-        if worker.running:
-            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": self.grace})
         service.stop()
-        await worker.drain(self.grace)
+        worker.leave()
+        self._say("draining")  # from now on nothing is taken that was not on its way
+        if worker.running:
+            grace = self.patience.seconds
+            self.link.send({"event": "draining", "agent": spec.name, "tasks": len(worker.running), "grace": grace})
+        await worker.drain(self.patience)
         await worker.limits.finish()
         await service.finish(1.0)
         watch.stop()

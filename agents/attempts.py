@@ -29,6 +29,7 @@ from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
 from dspex.agents.waiting import Given, Woken
 from dspex.bus.client import Client
+from dspex.bus.pull import ACK
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit, sealed_in
 from dspex.core.errors import DeadlineExceeded, InvalidInput, LogCorrupt, NotFound, TaskError
@@ -220,12 +221,14 @@ class Attempts:
         if other := self._versions.other(headers, state):
             await self._versions.hand_back(run, other, headers)
             return False
+        if state.status == "sleeping" and not isinstance(run.delivery, Given):
+            self._heed_deadline(run, headers)
+            await self.endings.waiting.sleep_on(run.id, run.history, run.deadline)
+            self.client.acknowledge(run.delivery.message, ACK)
+            return False
         last = run.history[-1].data if run.history else None
         if isinstance(last, TaskRetried) and last.until > logtime.now() and not isinstance(run.delivery, Woken):
             await self.endings.rest(run, last.until)
-            return False
-        if state.status == "sleeping" and not isinstance(run.delivery, Given):
-            await self.endings.wake_instead(run)
             return False
         run.begun_by = state.code_version if state.code_version != self.code else ""
         run.values = run.values or await self._begun_on(run, state)

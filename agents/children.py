@@ -7,16 +7,16 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from dspex.agents.link import Link, link_pair
 from dspex.core.supervision import ChildSpec, Ending
 
 __all__ = [
-    "EXIT_RECYCLE", "EXIT_REFUSED", "EXIT_TAKEN", "Child", "CloseOthers", "Life", "ending_of", "exit_reason",
-    "fork_child",
+    "EXIT_RECYCLE", "EXIT_REFUSED", "EXIT_TAKEN", "INHERITED", "Child", "CloseOthers", "Life", "be_child",
+    "ending_of", "exit_reason", "fork_child",
 ]  # fmt: skip
 
 EXIT_RECYCLE = 75
@@ -61,20 +61,28 @@ def fork_child(main: Callable[[Link], int], close_others: CloseOthers) -> tuple[
     # A signal that reaches the child before it has let go of our handlers would be taken for ours, and lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INHERITED)
     pid = os.fork()
-    if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        return pid, ours
+    if not pid:
+        ours.close()
+        be_child(main, theirs, before, close_others)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return pid, ours
+
+
+def be_child(
+    main: Callable[[Link], int], link: Link, mask: Iterable[int], close_others: CloseOthers
+) -> NoReturn:
+    """In a process just forked: let go of what its parent had, run `main`, and exit with what that returns. `mask` is
+    the signals that are to be blocked from now on."""
     code = 70
     try:
         signal.set_wakeup_fd(-1)
         for number in INHERITED:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        ours.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         close_others()
         random.seed()
-        code = main(theirs)
+        code = main(link)
     except BaseException:
         logging.getLogger("dspex.agents").exception("a child could not go on")
     finally:

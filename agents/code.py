@@ -15,7 +15,7 @@ from types import ModuleType
 
 from dspex.core.program import Program
 
-__all__ = ["code_of"]
+__all__ = ["code_of", "files_of"]
 
 MAX_FILES = 2000
 """Files that count; of a program that imports more, the rest does not."""
@@ -26,14 +26,30 @@ def code_of(program: type[Program]) -> str:
     """A fingerprint of the program's code, 12 hex digits: of the file that defines it and of the author's own files
     that this one imports, directly or not. Installed packages and what is no Python file do not count. Of a program
     without a file, as in a notebook, its own source; "" when there is none to read."""
-    module = sys.modules.get(program.__module__)
-    path = _file(module)
-    if module is None or path is None:
+    found = _bodies(program)
+    if not found:
         try:
             source = inspect.getsource(program)
         except (OSError, TypeError):
             return ""
         return hashlib.sha256(source.encode()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for name, body in sorted(found.values()):
+        digest.update(f"{name}\0{len(body)}\0".encode() + body)
+    return digest.hexdigest()[:12]
+
+
+def files_of(program: type[Program]) -> list[Path]:
+    """The files that count for its fingerprint; none for a program without a file."""
+    return list(_bodies(program))
+
+
+def _bodies(program: type[Program]) -> dict[Path, tuple[str, bytes]]:
+    """Each file, with the name of its module and what is in it."""
+    module = sys.modules.get(program.__module__)
+    path = _file(module)
+    if module is None or path is None:
+        return {}
     # The first file has no name here: the same code is the same wherever the file stands and however it was loaded.
     found: dict[Path, tuple[str, bytes]] = {path: ("", path.read_bytes())}
     todo = [(module.__name__, module.__package__ or "", found[path][1])]
@@ -46,10 +62,7 @@ def code_of(program: type[Program]) -> str:
             found[path] = (name, path.read_bytes())
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
             todo.append((name, package, found[path][1]))
-    digest = hashlib.sha256()
-    for name, body in sorted(found.values()):
-        digest.update(f"{name}\0{len(body)}\0".encode() + body)
-    return digest.hexdigest()[:12]
+    return found
 
 
 def _file(module: ModuleType | None) -> Path | None:

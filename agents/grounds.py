@@ -46,8 +46,15 @@ class Ground(Protocol):
     def guest(self) -> bool: ...
 
     @property
+    def queued(self) -> bool:
+        """Whether agents get their tasks from a log process's queue."""
+
+    @property
     def log(self) -> Log:
         """The log, to write to as everybody does."""
+
+    def held(self, program: str) -> int:
+        """How many tasks and signals of a program wait here for room in the queue."""
 
     def read(self, service: Service) -> None:
         """Serve the log's doors, if anybody may at any time."""
@@ -79,7 +86,7 @@ class Ground(Protocol):
 class JetStreamGround:
     """The log in JetStream: the server keeps it, the doors are the stream's subjects."""
 
-    guest = False
+    guest = queued = False
 
     def __init__(
         self, client: Client, subjects: Subjects, log: JetStreamLog, restored: int, replicas: int, folder: Path | None
@@ -104,6 +111,9 @@ class JetStreamGround:
         else:
             await _make_common(client, subjects, replicas)
         return cls(client, subjects, JetStreamLog(client, subjects, epoch), restored, replicas, folder)
+
+    def held(self, program: str) -> int:
+        return 0
 
     def read(self, service: Service) -> None:
         Reader(self._client, self.log, self._subjects, service)
@@ -156,7 +166,7 @@ class JetStreamGround:
 class GuestGround:
     """A log that another system's process owns: agents of ours work on it, and that is all."""
 
-    guest = True
+    guest = queued = True
 
     def __init__(self, log: ServedLog) -> None:
         self.log = log
@@ -165,6 +175,9 @@ class GuestGround:
     async def stand(cls, client: Client, subjects: Subjects) -> GuestGround:
         """Find out which log it is, as soon as its process answers."""
         return cls(await served_log(client, subjects))
+
+    def held(self, program: str) -> int:
+        return 0
 
     def read(self, service: Service) -> None:
         pass
@@ -197,6 +210,7 @@ class OwnGround:
     """A log that this process owns; the doors are its subscriptions, and a queue in JetStream feeds the agents."""
 
     guest = False
+    queued = True
 
     def __init__(
         self, client: Client, subjects: Subjects, own: Backend, name: str, folder: Path, replicas: int, anew: bool,
@@ -234,6 +248,9 @@ class OwnGround:
             await own.close()
             raise
         return cls(client, subjects, own, name, folder, replicas, anew, master)
+
+    def held(self, program: str) -> int:
+        return self._queue.waiting_for(program)
 
     def read(self, service: Service) -> None:
         pass

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -70,6 +71,14 @@ class Link:
             self._buffer = b""
         return [message for line in lines if line and (message := _read(line)) is not None]
 
+    @contextlib.contextmanager
+    def release(self) -> Iterator[socket.socket]:
+        """Our end as a socket, to hand it to another process; closed here afterwards."""
+        try:
+            yield self._socket
+        finally:
+            self.close()
+
     def close(self) -> None:
         self.open = False
         with contextlib.suppress(OSError):
@@ -85,10 +94,10 @@ def _read(line: bytes) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
-async def beat(link: Link) -> None:
-    """Show the supervisor, once a second, that the event loop turns."""
+async def beat(link: Link, load: Callable[[], dict[str, int]] = dict) -> None:
+    """Show the supervisor, once a second, that the event loop turns, and how much there is to do."""
     while link.open:
-        link.send({"beat": True})
+        link.send({"beat": True, "load": load()})
         await asyncio.sleep(1.0)
 
 

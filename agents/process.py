@@ -32,13 +32,14 @@ PAUSE = 0.5
 async def live(
     link: Link, name: str, url: str, credentials: str | None, *, stopping: asyncio.Event,
     stop: Callable[[str, float], None], hear: Callable[[list[dict[str, Any]]], None],
-    serve: Callable[[Client], Awaitable[int]], speaks: bool = False,
+    serve: Callable[[Client], Awaitable[int]], speaks: bool = False, load: Callable[[], dict[str, int]] = dict,
 ) -> int:  # fmt: skip
     """Connect, then `serve` until it returns the exit status.
 
     `stop` is called with a reason and the seconds that are left when the process should end, and sets `stopping`;
     `hear` is given what the supervisor says. A connection that is closed for good ends the process: its supervisor
-    knows how to begin again. One process of a system `speaks` for all of them when no server answers.
+    knows how to begin again. `load` is told with every beat. One process of a system `speaks` for all of them when no
+    server answers.
     """
     loop = asyncio.get_running_loop()
     be_called(name, "" if name.startswith(SYSTEM) else "agent")
@@ -56,7 +57,7 @@ async def live(
     if client is None:
         return 0
     client.on_closed.append(lambda: os._exit(1))
-    beating = asyncio.create_task(beat(link), name="dspex-beat")
+    beating = asyncio.create_task(beat(link, load), name="dspex-beat")
     try:
         return await serve(client)
     except DspexError as error:

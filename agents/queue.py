@@ -61,6 +61,10 @@ class Queue:
         """How many wait here because the queue does not take them."""
         return len(self._waiting)
 
+    def waiting_for(self, program: str) -> int:
+        """How many of a program do."""
+        return self._waiting.of(program)
+
     def add(self, door: str, program: str, entry: Entry) -> None:
         """Something new was stored. It waits behind the rest only while the queue takes nothing, or nothing more of its
         program: what is put in again after a crash must not hold up what comes."""

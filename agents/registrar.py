@@ -12,11 +12,13 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 import uvloop
 
+from dspex.agents.autoscale import Autoscale
+from dspex.agents.control import Control
 from dspex.agents.doorkeeper import Doorkeeper
 from dspex.agents.grounds import Ground, GuestGround, JetStreamGround, OwnGround
 from dspex.agents.guards import Told
@@ -34,12 +36,12 @@ from dspex.bus.service import Endpoint, Request, Service
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, Conflict, InvalidInput, LogCorrupt, LogError, Unavailable
-from dspex.core.events import AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
+from dspex.core.events import PAYLOADS, AgentCrashed, AgentGaveUp, AgentStarted, Payload, ProgramRegistered
 from dspex.core.ports import Appended
 from dspex.core.subjects import aggregate, valid_token
 from dspex.store.backends import JETSTREAM
 
-__all__ = ["RegistrarSpec", "registrar_main"]
+__all__ = ["RegistrarSpec", "difference", "registrar_main"]
 
 logger = logging.getLogger("dspex.agents")
 
@@ -98,6 +100,10 @@ class _Registrar:
         self.processes: list[dict[str, Any]] = []
         self.notices: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
         self.noticed = 0
+        self.supervisor = ""
+        self.fleet: dict[str, dict[str, Any]] = {}
+        self.control: Control | None = None
+        self.autoscale: Autoscale | None = None
         self.programs: dict[str, ProgramRegistered] = {}
         self.changing = asyncio.Lock()
         self.waiting: asyncio.Queue[tuple[_Registration, Request]] = asyncio.Queue(MAX_WAITING)
@@ -125,9 +131,14 @@ class _Registrar:
             metadata={"dspex": self.spec.prefix, "agent": self.spec.name},
         )  # fmt: skip
         self.ground.read(service)
+        self.control = Control(service, self.subjects, self.link)
+        self.autoscale = Autoscale(
+            client, self.subjects, self.link.send, queued=self.ground.queued, held=self.ground.held
+        )
+        self._steer()
         service.announce()
         try:
-            await work_until(self.stopping, self._lead(client, service), self._speak())
+            await work_until(self.stopping, self._lead(client, service), self._speak(), self.autoscale.work())
         finally:
             service.stop()
             await self.ground.close()
@@ -275,7 +286,7 @@ class _Registrar:
             return False
         if known is not None and not wanted.replace:
             raise Conflict(
-                f"{program.program} is registered with other schemas ({_difference(known, program)}); choose another "
+                f"{program.program} is registered with other schemas ({difference(known, program)}); choose another "
                 "name, or start with --replace to let the new ones take over"
             )
         name = aggregate("program", program.program, 0)
@@ -292,21 +303,28 @@ class _Registrar:
         for message in messages:
             if "processes" in message:
                 self.processes = message["processes"]
+            if "fleet" in message:
+                self.supervisor, self.fleet = message["supervisor"], message["fleet"]
+            if "answer" in message and self.control:
+                self.control.hear(message)
             for notice in message.get("notices", ()):
                 if notice["notice"] > self.noticed and not self.notices.full():
                     self.noticed = notice["notice"]
                     self.notices.put_nowait(notice)
+        self._steer()
+
+    def _steer(self) -> None:
+        """Answer for the supervisor and its agents, and know how much they have to do."""
+        if self.control and self.autoscale and self.supervisor:
+            agents = [it["agent"] for it in self.processes if it["program"]]
+            self.control.serve([self.supervisor, *agents])
+            self.autoscale.hear(self.fleet)
 
     async def _speak(self) -> None:
-        """Write the deaths that the supervisor saw into the log, and whom it gave up, each once."""
+        """Write into the log what the supervisor saw and did, each once."""
         while True:
             notice = await self.notices.get()
-            reason = notice["reason"]
-            event: Payload = (
-                AgentGaveUp(reason=reason, restarts=notice["restarts"]) if notice.get("gave_up")
-                else AgentCrashed(pid=notice["pid"], reason=reason)
-            )  # fmt: skip
-            name = aggregate("agent", notice["kind"], notice["agent"])
+            name, event = _told_of(notice)
             while True:
                 try:
                     if not await self._is_written(name, notice["id"]):
@@ -319,18 +337,41 @@ class _Registrar:
 
     async def _is_written(self, aggregate: str, notice: str) -> bool:
         """Whether a registrar before us wrote it down and died before it could say so."""
+        if aggregate.startswith("fleet."):  # only their supervisor's voice writes them, one after the other
+            last = await self.log.last(aggregate)
+            entries = [last] if last else []
+        else:
+            entries = await self.log.read(aggregate)
         return any(
-            event.causation == notice
-            for entry in await self.log.read(aggregate)
-            for event in decode_commit(entry.body, entry.position)
+            event.causation == notice for entry in entries for event in decode_commit(entry.body, entry.position)
         )
 
     def _stats(self) -> dict[str, Any]:
-        return {"processes": self.processes, "programs": sorted(self.programs)}
+        fleet = {"supervisor": self.supervisor, "fleet": self.fleet} if self.supervisor else {}
+        return {"processes": self.processes, "programs": sorted(self.programs), **fleet}
 
 
-def _difference(old: ProgramRegistered, new: ProgramRegistered) -> str:
-    """The first way in which two registrations differ, in words."""
+def _told_of(notice: dict[str, Any]) -> tuple[str, Payload]:
+    """The aggregate and the event that a notice of the supervisor is about: a death, one who was given up, or what was
+    done with a program's agents."""
+    if "aggregate" in notice:
+        return notice["aggregate"], msgspec.convert(notice["data"], PAYLOADS[notice["type"]])
+    name, reason = aggregate("agent", notice["kind"], notice["agent"]), notice["reason"]
+    if notice.get("gave_up"):
+        return name, AgentGaveUp(reason=reason, restarts=notice["restarts"])
+    return name, AgentCrashed(pid=notice["pid"], reason=reason)
+
+
+class _Schemas(Protocol):
+    @property
+    def input_schema(self) -> dict[str, Any]: ...
+
+    @property
+    def output_schema(self) -> dict[str, Any]: ...
+
+
+def difference(old: _Schemas, new: _Schemas) -> str:
+    """The first way in which the schemas of a program differ from those it had, in words."""
     for what, before, after in (
         ("input", old.input_schema, new.input_schema), ("output", old.output_schema, new.output_schema),
     ):  # fmt: skip

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
 from dspex.agents.waiting import Given
 from dspex.agents.worker import Worker
@@ -87,7 +88,7 @@ async def work_alone(
                 logger.warning("task %s: %s It will be tried again.", task, error)
             await asyncio.sleep(LOOK)
     finally:
-        await worker.drain(0.0)
+        await worker.drain(Patience(0.0))
         await worker.limits.finish()
         _number_branches(-1)
 

@@ -58,6 +58,7 @@ class _State:
     heard: float = 0.0
     said: str = ""
     by_us: bool = False
+    patience: float | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     waits_since: float | None = None
     """When its identity was first found to be taken by a process of an earlier supervisor."""
@@ -69,6 +70,8 @@ class Supervisor:
 
     `voice` names the child that speaks on the bus for us. `on_event` hears what happens: `{"event": "serving" |
     "crashed" | "refused" | "escalated" | "gave-up" | "nothing-serves" | "all-serving", "agent", "reason", …}`.
+    `on_word` hears all that the children say, and `on_tick` is called at least once a second, when children may be
+    added and removed.
     `identities` is a folder where each child locks a file of its name. `life` is our own; what is in `keep` is found in
     the `life.kept` of the supervisor that comes after us.
     """
@@ -77,6 +80,8 @@ class Supervisor:
     parent: Link | None = None
     voice: str | None = None
     on_event: Callable[[dict[str, Any]], None] = lambda event: None
+    on_word: Callable[[str, dict[str, Any]], None] = lambda name, message: None
+    on_tick: Callable[[], None] = lambda: None
     above: Callable[[], list[dict[str, Any]]] = list
     identities: Path | None = None
     life: Life = field(default_factory=Life)
@@ -113,7 +118,8 @@ class Supervisor:
         if self.parent:
             self._selector.register(self.parent, selectors.EVENT_READ, self.parent)
         if self.identities:
-            self.identities.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                self.identities.mkdir(parents=True, exist_ok=True)
         try:
             self._do(self.tree.begin(time.monotonic()))
             while not self.tree.over():
@@ -136,9 +142,35 @@ class Supervisor:
         self._states |= {it.name: _State(it) for it in _children(child)}
         self._do(actions)
 
-    def remove(self, name: str) -> None:
-        """Have a child drain and end (or a supervisor with its own), and look after it no more. Raises KeyError."""
-        self._do(self.tree.remove(name, time.monotonic()))
+    def remove(self, name: str, patience: float | None = None) -> None:
+        """Have a child drain and end (or a supervisor with its own), and look after it no more. With `patience` a child
+        is told to let its tasks end for so many seconds; without, it has the usual time. Raises KeyError."""
+        state = self._states.get(name)
+        if patience is None or state is None:
+            self._do(self.tree.remove(name, time.monotonic()))
+        else:
+            state.patience = patience
+            self._do(self.tree.remove(name, time.monotonic(), patience + state.spec.shutdown))
+
+    def say(self, message: dict[str, Any]) -> bool:
+        """Tell the voice something; False when it is not there to hear it."""
+        voice = self._states.get(self.voice or "")
+        return bool(voice and voice.link and voice.word == "serving" and voice.link.send(message))
+
+    def tell_kept(self) -> None:
+        """Have our parent keep what the supervisor after us is to know, if it does not yet."""
+        restarts = {name: restarts for name in self._states if (restarts := self.tree.state(name)[1])}
+        kept = {**self.keep, "restarts": restarts}
+        if self.parent and self.parent.open and kept != self._kept and self.parent.send({"kept": kept}):
+            self._kept = kept
+
+    def next_id(self) -> str:
+        """What the next notice is called."""
+        return f"{self._token}/{self._number + 1}"
+
+    def notice(self, notice: dict[str, Any]) -> None:
+        """Something for the log, kept until the voice has written it down. By its `id` it is written once."""
+        self._notice(notice)
 
     def processes(self) -> list[dict[str, Any]]:
         """Everything looked after here and above, as `dspex ps` shows it."""
@@ -161,6 +193,7 @@ class Supervisor:
                 self._do(self._start(state))
         self._do(self.tree.tick(now))
         self._listen(now)
+        self.on_tick()
         self._report()
 
     def _patience(self) -> float:
@@ -195,7 +228,7 @@ class Supervisor:
                 case Start(name):
                     todo.extend(self._start(self._states[name]))
                 case Stop(name):
-                    todo.extend(self._signal(self._states[name], signal.SIGTERM))
+                    todo.extend(self._ask_to_end(self._states[name]))
                 case Kill(name):
                     todo.extend(self._signal(self._states[name], signal.SIGKILL))
                 case Escalated(name, because, delay):
@@ -203,7 +236,8 @@ class Supervisor:
                 case GaveUp(name, because):
                     self._say_given_up(name, because)
         for name in set(self._states) - set(self.tree.names()):
-            del self._states[name]
+            gone = self._states.pop(name)
+            self.on_event({"event": "gone", "agent": name, "role": gone.spec.role})
 
     def _start(self, state: _State) -> list[Action]:
         name, now = state.spec.name, time.monotonic()
@@ -244,6 +278,12 @@ class Supervisor:
         if self.identities and not take_identity(self.identities / name):
             os._exit(EXIT_TAKEN)
 
+    def _ask_to_end(self, state: _State) -> list[Action]:
+        patience, state.patience = state.patience, None
+        if patience is not None and state.link and state.link.send({"drain": patience}):
+            return []
+        return self._signal(state, signal.SIGTERM)
+
     def _signal(self, state: _State, number: signal.Signals) -> list[Action]:
         if state.waits_since is not None:  # it has not been born yet
             state.waits_since = None
@@ -283,6 +323,7 @@ class Supervisor:
                 state.kept = message["kept"]
             if "ack" in message:
                 self._written_down(message["ack"])
+            self.on_word(name, message)
             if "event" in message:
                 self.on_event(message)
         if not link.open:
@@ -365,7 +406,7 @@ class Supervisor:
         self._tell("crashed", spec.name, spec.role, reason=reason, delay=round(delay, 2), **process)
         if pid is not None:
             kind = spec.program or spec.role
-            self._notice({"id": self._next_id(), "agent": spec.name, "kind": kind, "pid": pid, "reason": reason})
+            self._notice({"id": self.next_id(), "agent": spec.name, "kind": kind, "pid": pid, "reason": reason})
         return actions
 
     def _say_given_up(self, name: str, because: str) -> None:
@@ -376,12 +417,9 @@ class Supervisor:
         for state in below:
             spec = state.spec
             self._notice(
-                {"id": self._next_id(), "agent": spec.name, "kind": spec.program or spec.role, "gave_up": True,
+                {"id": self.next_id(), "agent": spec.name, "kind": spec.program or spec.role, "gave_up": True,
                  "restarts": self.tree.state(spec.name)[1], "reason": because}
             )  # fmt: skip
-
-    def _next_id(self) -> str:
-        return f"{self._token}/{self._number + 1}"
 
     # -- inside: what is said upwards and to the voice
 
@@ -424,9 +462,7 @@ class Supervisor:
             if state.link and self.voice is None:
                 state.link.send({"above": self.processes(), "notices": list(self._notices)[:50]})
         stands = {name: self.tree.state(name) for name in self._states}
-        kept = {**self.keep, "restarts": {name: restarts for name, (_, restarts, _) in stands.items() if restarts}}
-        if self.parent and self.parent.open and kept != self._kept and self.parent.send({"kept": kept}):
-            self._kept = kept
+        self.tell_kept()
         ended = {"stopped", "gave up"}
         programs = [stands[name] for name, state in self._states.items() if state.spec.program]
         hollow = bool(programs) and all(state in ended for state, _, _ in programs)

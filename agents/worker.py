@@ -25,6 +25,7 @@ from dspex.agents.failures import failed
 from dspex.agents.isolation import Isolation
 from dspex.agents.journal import record
 from dspex.agents.limits import Limits
+from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
 from dspex.agents.results import Results
 from dspex.agents.run import Run, Seat
@@ -207,10 +208,14 @@ class Worker:
             else:
                 puller.resume()
 
-    async def drain(self, grace: float) -> None:
-        """Take no more, let what runs end for up to `grace` seconds, hand back the rest."""
+    def leave(self) -> None:
+        """Take no more."""
         for puller in self._pullers:
             puller.stop()
+
+    async def drain(self, patience: Patience) -> None:
+        """Take no more, let what runs end while there is patience, hand back the rest."""
+        self.leave()
         for run in [run for run in self.running.values() if run.waiting]:
             run.abandoned = True
             self.client.acknowledge(run.delivery.message, NAK)
@@ -218,8 +223,7 @@ class Worker:
                 run.task.cancel()
             self._forget(run)
         tasks = [run.task for run in self.running.values() if run.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        await patience.wait(tasks)
         await self._write_down()
         for run in list(self.running.values()):
             run.abandoned = True

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ logger = logging.getLogger("dspex.bus")
 QUEUE = "q"
 MAX_BODY = 64 << 10
 """Bytes of a question, unless its endpoint takes more."""
+LINGER = 60.0
+"""Seconds for which a request that was on its way is still taken after a stop."""
 BUSY = 1.0
 """Seconds after which a request is worth trying again that came when a service had all it may work on."""
 Handler = Callable[["Request"], Coroutine[Any, Any, None] | None]
@@ -137,7 +140,8 @@ class Service:
         self.description = description
         self.endpoints: list[Endpoint] = []
         self._started = rfc3339(time.time())
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: dict[str, Subscription] = {}
+        self._leaving: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, endpoint: Endpoint) -> None:
@@ -146,23 +150,33 @@ class Service:
         subscription = self._client.subscribe(
             endpoint.subject, lambda message: self._take(endpoint, message), queue=endpoint.queue
         )
-        self._subscriptions.append(subscription)
+        self._subscriptions[endpoint.subject] = subscription
+
+    def withdraw(self, endpoint: Endpoint) -> None:
+        """Serve an endpoint no more."""
+        self.endpoints.remove(endpoint)
+        self._subscriptions.pop(endpoint.subject).close()
 
     def announce(self) -> None:
         """Answer discovery."""
         name, id = self.identity["name"], self.identity["id"]
         for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
             for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{name}", f"$SRV.{verb}.{name}.{id}"):
-                self._subscriptions.append(self._client.subscribe(subject, _answering(self._client, answer)))
+                self._subscriptions[subject] = self._client.subscribe(subject, _answering(self._client, answer))
 
     def stop(self) -> None:
-        """Serve no new request. What is being worked on goes on; `finish` waits for it."""
-        for subscription in self._subscriptions:
-            subscription.close()
+        """Ask for no new request. What is on its way, or being worked on, is served; `finish` waits for it."""
+        self._leaving = list(self._subscriptions.values())
         self._subscriptions.clear()
+        for subscription in self._leaving:
+            subscription.leave()
+        asyncio.get_running_loop().call_later(LINGER, _close, self._leaving)  # nobody may finish
 
     async def finish(self, grace: float) -> None:
         """Wait up to `grace` seconds for the requests being worked on, then end them with what can be said now."""
+        with suppress(ConnectionFailed):
+            await self._client.flush()  # behind this, nothing more can come
+        _close(self._leaving)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         left = list(self._tasks)
@@ -218,6 +232,11 @@ class Service:
                 "endpoints": [endpoint.stats() for endpoint in self.endpoints],
             }
         )
+
+
+def _close(subscriptions: list[Subscription]) -> None:
+    for subscription in subscriptions:
+        subscription.close()
 
 
 def _refuse(request: Request, error: Exception) -> None:

@@ -92,6 +92,10 @@ class Tap:
     def __init__(self, wire: Wire, sid: int, subject: str) -> None:
         self._wire, self._sid, self.subject = wire, sid, subject
 
+    def leave(self) -> None:
+        """Ask for no more. What is on its way already still comes, until `close`; after a flush nothing is."""
+        self._wire.leave(self._sid)
+
     def close(self) -> None:
         self._wire.untap(self._sid)
 
@@ -194,12 +198,14 @@ class Wire(NatsClient):
             raise
         return Tap(self, sid, subject)
 
+    def leave(self, sid: int) -> None:
+        if self._subs.pop(sid, None) is not None and not self.is_closed:
+            with suppress(ConnectionFailed):
+                self.send(f"UNSUB {sid}\r\n".encode())
+
     def untap(self, sid: int) -> None:
-        if self.taps.pop(b"%d" % sid, None) is not None:
-            self._subs.pop(sid, None)
-            if not self.is_closed:
-                with suppress(ConnectionFailed):  # what still comes for it is dropped
-                    self.send(f"UNSUB {sid}\r\n".encode())
+        if self.taps.pop(b"%d" % sid, None) is not None:  # what still comes for it is dropped
+            self.leave(sid)
 
     def send(self, command: bytes) -> None:
         """Send with everything else of this turn of the loop. Raises ConnectionFailed when closed or too far behind."""

@@ -334,6 +334,40 @@ class Caller:
         answers = await self.gather()
         return sorted({name for answer in answers for name in (answer.get("data") or {}).get("programs", ())})
 
+    async def fleet(self) -> list[dict[str, Any]]:
+        """How many agents of each program each supervisor is to have: one dict a program and supervisor."""
+        found = []
+        for answer in await self.gather():
+            data = answer.get("data") or {}
+            for program, it in (data.get("fleet") or {}).items():
+                found.append(
+                    {"program": program, "supervisor": data["supervisor"], "agents": it["agents"],
+                     "serving": it["serving"], "least": it["scale"]["least"], "most": it["scale"]["most"],
+                     "by": it["by"], "why": it["why"], "code": it["code"], "rolling": it["rolling"]}
+                )  # fmt: skip
+        return sorted(found, key=lambda it: (it["program"], it["supervisor"]))
+
+    async def control(
+        self, agent: str, verb: str, body: Mapping[str, Any], *, actor: str = "", timeout: float = 10.0
+    ) -> dict[str, Any]:
+        """Have an agent or a supervisor do something: scale, reload, drain, stop, restart. Raises TaskError.
+
+        What takes long is asked for again, by the `id` in the body, until it is done or `timeout` seconds are over.
+        """
+        if not valid_token(agent):
+            raise NotFound(f"{agent[:80]!r} is no agent's name")
+        until = asyncio.get_running_loop().time() + timeout
+        fields = {h.ACTOR: actor, h.WAIT: str(ONE_WAIT)}
+        while True:
+            try:
+                reply = await self._request(
+                    self.subjects.control(agent, verb), msgspec.json.encode(body), ONE_WAIT + 10.0, fields
+                )
+                return msgspec.json.decode(reply.data, type=dict[str, Any])
+            except TaskError as error:
+                if error.code != 202 or asyncio.get_running_loop().time() >= until:
+                    raise
+
     async def processes(self) -> list[dict[str, Any]]:
         """Everything that runs, also what is supervised and down; one dict a process, as `dspex ps --json` shows it."""
         found: dict[str, dict[str, Any]] = {}

@@ -32,8 +32,8 @@ from dspex.agents.titles import be_called
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
-from dspex.compose.app import load_app
 from dspex.compose.folder import Folder
+from dspex.compose.plans import About, Plan, check_names, programs_of
 from dspex.compose.secure import Secured, adopt_log, is_secured
 from dspex.core.access import LOG_ACCOUNT, Role
 from dspex.core.doors import Marks
@@ -41,26 +41,12 @@ from dspex.core.errors import ConfigurationError, DspexError, LogCorrupt
 from dspex.core.program import Program
 from dspex.core.subjects import Subjects
 from dspex.core.supervision import SupervisorSpec
-from dspex.core.upkeep import Named, Upkeep, arranged, stop_time
+from dspex.core.upkeep import Named, arranged, stop_time
 from dspex.store.backends import JETSTREAM, LOG_FILE, SQLITE, factory_of
 
 __all__ = ["Plan", "SystemSpec", "run_root", "secure"]
 
 SUPERVISOR, REGISTRAR, LOG, ARCHIVIST, SERVER = "supervisor", "registrar", "log", "archivist", "server"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A program to serve: `app` is loaded in the supervisor, unless `program` is given; `agents` serve each. Of
-    several programs in `app` all are served, or the one called `name`."""
-
-    app: str = ""
-    agents: int = 1
-    name: str = ""
-    program: type[Program] | None = None
-    values: dict[str, Any] = field(default_factory=dict)
-    max_queue: int | None = None
-    upkeep: Upkeep = field(default_factory=Upkeep)
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,8 @@ class SystemSpec:
     secure: bool = False
     host: str = "127.0.0.1"
     master: str = ""
+    watch: bool = False
+    """Reload the programs when the author's files change."""
     limits: dict[str, dict[str, str]] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
     marks: Marks = field(default_factory=Marks)
@@ -170,7 +158,7 @@ def _names_in(plans: Sequence[Plan]) -> list[str]:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            found = [program.name for plan in ours for program in _programs(plan)]
+            found = [program.name for plan in ours for program in programs_of(plan)]
             with os.fdopen(writing, "w") as stream:
                 json.dump(found, stream)
         finally:
@@ -241,6 +229,8 @@ class _Root:
         if kind == "crashed" and event["role"] == SERVER and self.health and self.health.ended:
             self.health.ended = False
             return
+        if kind == "stop":
+            self.supervisor.stop()
         if kind == "nothing-serves" or (kind == "refused" and not self.ready):
             self.status = 1
             self.supervisor.stop()
@@ -296,17 +286,20 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
     try:
-        plans = [(plan, program) for plan in spec.plans for program in _programs(plan)]
-        _check_names([program for _, program in plans])
+        plans = [(plan, program) for plan in spec.plans for program in programs_of(plan)]
+        check_names([program for _, program in plans])
     except DspexError as error:
+        if life.restarts:  # it has served: whoever edits the file will mend it
+            link.send({"why": str(error)})
+            return 1
         link.send({"refused": str(error)})
         return EXIT_REFUSED
     link.send({"event": "loaded", "programs": [_about(plan, program) for plan, program in plans]})
     # Imported here, so that every agent is born with them and the root stays small.
     from dspex.agents.agent import AgentSpec, agent_main
     from dspex.agents.archivist import ARCHIVE, ArchivistSpec, archivist_main, known_log
-    from dspex.agents.code import code_of
     from dspex.agents.registrar import RegistrarSpec, registrar_main
+    from dspex.compose.steering import Born, Steering
 
     name = folder.name
 
@@ -335,32 +328,40 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     def start_archivist(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
         return fork_child(lambda line: archivist_main(line, life, archivist), close)
 
-    def agent(plan: Plan, program: type[Program], number: int) -> Child:
-        about = AgentSpec(
-            f"{program.name}-{name}-{number}", program, url, spec.prefix, plan.app,
-            credentials(Role.AGENT, program.name), spec.replace, plan.values, code_of(program), spec.master,
-            plan.max_queue, plan.upkeep, number,
-        )  # fmt: skip
+    def called(about: About, number: int) -> str:
+        return f"{about.program}-{name}-{number}"
 
-        def start(life: Life, close: CloseOthers) -> tuple[int, Link | None]:
-            return fork_child(lambda line: agent_main(line, life, about), close)
+    def described(about: About, plan: Plan, number: int) -> dict[str, Any]:
+        """An AgentSpec without its program."""
+        return {
+            "name": called(about, number), "url": url, "prefix": spec.prefix, "app": plan.app,
+            "credentials": credentials(Role.AGENT, about.program), "replace": spec.replace, "values": plan.values,
+            "code": about.code, "master": spec.master, "max_queue": plan.max_queue,
+            "upkeep": plan.upkeep, "number": number,
+        }  # fmt: skip
 
+    def own(about: About, plan: Plan, number: int) -> Born:
+        agent = AgentSpec(program=classes[about.program], **described(about, plan, number))
+        return lambda life, close: fork_child(lambda line: agent_main(line, life, agent), close)
+
+    def child(about: About, plan: Plan, number: int, born: Born) -> Child:
         return Child(
-            about.name, "agent", start, program=program.name, restart=plan.upkeep.restart,
+            called(about, number), "agent", born, program=about.program, restart=plan.upkeep.restart,
             shutdown=plan.upkeep.shutdown, blocked_after=plan.upkeep.blocked_after,
         )  # fmt: skip
 
+    classes = {program.name: program for _, program in plans}
+    group = f"programs-{name}"
+    steering = Steering(
+        f"{SUPERVISOR}-{name}", name, [(plan, About.of(program)) for plan, program in plans], group=group, child=child,
+        own=own, spec=described, identities=folder.path / "identities", kept=life.kept, replace=spec.replace,
+        watch=spec.watch, debug=spec.debug, may_grow=secured is None,
+    )  # fmt: skip
     children: list[Child | SupervisorSpec] = [Child(registrar.name, registrar.role, start_registrar)]
     if spec.archive:
         children.append(Child(archivist.name, ARCHIVIST, start_archivist))
-    groups = tuple(
-        plan.upkeep.over(
-            program.name, tuple(agent(plan, program, number) for number in range(1, plan.agents + 1))
-        )
-        for plan, program in plans
-    )
-    top = arranged(groups, spec.supervisors)
-    children.append(SupervisorSpec(f"programs-{name}", top, beyond="retry", ordered=False))
+    top = arranged(steering.children(), spec.supervisors)
+    children.append(SupervisorSpec(group, top, beyond="retry", ordered=False))
     tree = SupervisorSpec(f"{SUPERVISOR}-{name}", tuple(children), beyond="retry")
     gc.collect()
     gc.freeze()  # what is loaded now is shared by all agents; collecting it would copy its pages
@@ -368,27 +369,20 @@ def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: st
     def forward(event: dict[str, Any]) -> None:
         if event["event"] in ("draining", "limit"):  # the rest is told by itself
             link.send(event)
+        steering.heard(event)
 
-    return Supervisor(
-        tree, parent=link, voice=registrar.name, on_event=forward, identities=folder.path / "identities", life=life
-    ).run()
+    supervisor = Supervisor(
+        tree, parent=link, voice=registrar.name, on_event=forward, on_word=steering.word, on_tick=steering.tick,
+        identities=folder.path / "identities", life=life,
+    )  # fmt: skip
+    steering.attach(supervisor)
+    return supervisor.run()
 
 
 def _stop_time(spec: SystemSpec) -> float:
     """Seconds that the agents get to end, when the programs are not known yet."""
-    each = [plan.upkeep.shutdown for plan in spec.plans for _ in range(plan.agents)]
+    each = [plan.upkeep.shutdown for plan in spec.plans for _ in range(max(plan.agents, plan.bounds.most))]
     return stop_time(each, named=bool(spec.supervisors))
-
-
-def _programs(plan: Plan) -> list[type[Program]]:
-    if plan.program:
-        return [plan.program]
-    found = load_app(plan.app)
-    named = [program for program in found if plan.name in ("", program.name)]
-    if not named:
-        have = ", ".join(program.name for program in found)
-        raise ConfigurationError(f"[programs.{plan.name}]: {plan.app} has no program {plan.name}; it has {have}")
-    return named
 
 
 def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:
@@ -397,15 +391,6 @@ def _about(plan: Plan, program: type[Program]) -> dict[str, Any]:
         "program": about.name, "doc": about.doc, "agents": plan.agents, "app": plan.app,
         "input_schema": about.input_schema, "confined": in_force(plan.upkeep),
     }  # fmt: skip
-
-
-def _check_names(programs: Sequence[type[Program]]) -> None:
-    seen: dict[str, type[Program]] = {}
-    for program in programs:
-        other = seen.setdefault(program.name, program)
-        if other is not program:
-            both = f"{other.__name__} and {program.__name__}"
-            raise DspexError(f"{both} are both called {program.name}; name one of them")
 
 
 def logging_to_stderr(debug: bool = False) -> None:

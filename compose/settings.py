@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from dspex.agents.bounds import Bounds
 from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError, InvalidInput
 from dspex.core.limits import limit_of, parse_scope
+from dspex.core.scaling import Scale
 from dspex.core.supervision import GIVE_UP, Intensity, Restart, Strategy, SupervisorSpec
 from dspex.core.upkeep import Named, Upkeep, arranged
 
@@ -60,6 +61,16 @@ def _measured(units: Mapping[str, int]) -> Callable[[object], object]:
     return read
 
 
+def _scale(value: object) -> object:
+    """Reads `8` or `1..8`."""
+    if not isinstance(value, int | str):
+        return value
+    scale = Scale.read(str(value))
+    if not scale.least:
+        raise ValueError("there must be one at least")
+    return scale if scale.automatic else scale.most
+
+
 def _intensity(value: object) -> object:
     """Reads `1/5s`."""
     return Intensity.read(value) if isinstance(value, str) else value
@@ -72,10 +83,18 @@ _Intensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
 
 class ProgramSettings(_Frozen):
-    """One `[programs.<name>]` table: where the class is, how many agents serve it, and how these are looked after."""
+    """One `[programs.<name>]` table: where the class is, how many agents serve it, and how these are looked after.
+
+    The agents are so many, or between `min_agents` and `max_agents`, so that no task waits longer than `max_wait`
+    seconds; there are fewer again when `quiet` seconds have needed fewer.
+    """
 
     app: str
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    min_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_agents: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_wait: Annotated[float, Field(ge=0.1, le=3600), BeforeValidator(_measured(_TIMES))] = 1.0
+    quiet: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_measured(_TIMES))] = 30.0
     max_queue: Annotated[int | None, Field(ge=1)] = None
     restart: Restart = "permanent"
     intensity: _Intensity = Intensity()
@@ -86,6 +105,22 @@ class ProgramSettings(_Frozen):
     cpu: Annotated[float, Field(ge=0)] = 0.0
     recycle_after: _Count = 0
     recycle_memory: _Bytes = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.scale.least > self.scale.most:
+            raise ValueError(f"min_agents = {self.scale.least} is more than max_agents = {self.scale.most}")
+        if self.agents is not None and not self.scale.least <= self.agents <= self.scale.most:
+            raise ValueError(f"agents = {self.agents} is not between min_agents and max_agents")
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        fixed = self.agents or 1
+        if self.min_agents is None and self.max_agents is None:
+            return Scale(fixed, fixed, self.max_wait, self.quiet)
+        least = self.min_agents or 1
+        return Scale(least, self.max_agents or max(fixed, least), self.max_wait, self.quiet)
 
 
 class SupervisorSettings(_Frozen):
@@ -180,7 +215,7 @@ class Settings(_Frozen):
     prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "dspex"
     durability: Literal["power", "process"] = "power"
     log: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")] = "jetstream"
-    agents: Annotated[int, Field(ge=1, le=1000)] = 1
+    agents: Annotated[int | Scale, BeforeValidator(_scale)] = 1
     programs: dict[str, ProgramSettings] = {}
     supervisors: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], SupervisorSettings] = {}
     retention: RetentionSettings = RetentionSettings()
@@ -191,6 +226,11 @@ class Settings(_Frozen):
     def limit_texts(self) -> dict[str, dict[str, str]]:
         """The limits as they are set, by scope."""
         return {scope: limit.texts() for scope, limit in self.limits.items()}
+
+    @property
+    def scale(self) -> Scale:
+        """`agents` as bounds."""
+        return Scale(self.agents, self.agents) if isinstance(self.agents, int) else self.agents
 
     def upkeep(self, program: str) -> Upkeep:
         """How a program's agents are looked after. Raises ConfigurationError."""

@@ -222,6 +222,13 @@ def gist(event: dict[str, Any]) -> str:
         case "AssignmentProposed":
             why = ", ".join(part for part in (data.get("who"), data.get("why")) if part)
             return clean(f"{data['assignment'][:8]} {compact(data['values'])}" + (f" ({why})" if why else ""))
+        case "ProgramScaled":
+            between = f" of {data['least']}..{data['most']}" if data["least"] < data["most"] else ""
+            why = ", ".join(part for part in (data.get("by"), data.get("why")) if part)
+            return clean(f"{data['program']} {data['agents']}{between} agents" + (f" ({why})" if why else ""))
+        case "ProgramReloaded":
+            by = f", by {data['by']}" if data.get("by") else ""
+            return clean(f"{data['program']} code {data['code'] or '?'}, was {data.get('was') or '?'}{by}")
         case "TaskClaimed":
             alone = ", alone" if data.get("alone") else ""
             return f"attempt {data['attempt']}, values {data['assignment'][:8]}{alone}"

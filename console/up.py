@@ -33,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 
 @click.command(short_help="Run programs as supervised agents.")
 @click.argument("app", required=False, type=click.Path())
-@click.option("--agents", type=click.IntRange(1, 1000), help="Processes that serve each program (default: 1).")
+@click.option("--agents", metavar="N", help="Processes that serve each program: 4, or 1..8 by load (default: 1).")
 @click.option(
     "--durability",
     type=click.Choice(["power", "process"]),
@@ -45,11 +45,12 @@ LOOPBACK = "127.0.0.1"
 )
 @click.option("--host", metavar="ADDRESS", help="The address our own server listens on (default: 127.0.0.1).")
 @click.option("--secure", is_flag=True, help="Run with access rules and TLS; made when they are missing.")
+@click.option("--reload", "watch", is_flag=True, help="Reload the programs when their files change.")
 @click.option("--replace", is_flag=True, help="Let changed schemas take the place of those registered.")
 @common
 def up(
-    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None, port: int | None,
-    host: str | None, secure: bool, replace: bool,
+    options: Options, app: str | None, agents: str | None, durability: str | None, log: str | None, port: int | None,
+    host: str | None, secure: bool, watch: bool, replace: bool,
 ) -> int:  # fmt: skip
     """Run programs as supervised agents, until Ctrl-C.
 
@@ -72,7 +73,7 @@ def up(
         plans, data=settings.data, nats=settings.nats, port=port or 0, credentials=settings.credentials,
         prefix=settings.prefix, durability=settings.durability, log=settings.log, replace=replace, debug=options.debug,
         retention=settings.retention.bounds(), secure=secure, host=host or LOOPBACK, master=settings.privacy.key,
-        limits=settings.limit_texts(), marks=settings.doors.marks(),
+        limits=settings.limit_texts(), marks=settings.doors.marks(), watch=watch,
         supervisors=settings.named() if not app or app.endswith(".toml") else (),
     )  # fmt: skip
     teller = _Teller(options.json, port or 0, settings, secure)
@@ -109,7 +110,7 @@ def _open_to_others(place: str, given: bool) -> bool:
 
 
 def _plans(
-    options: Options, app: str | None, agents: int | None, durability: str | None, log: str | None
+    options: Options, app: str | None, agents: str | None, durability: str | None, log: str | None
 ) -> tuple[Settings, list[Plan]]:
     """The settings, and what is to be served."""
     from dspex.compose.app import split_app
@@ -122,15 +123,18 @@ def _plans(
         path, _ = split_app(app)
         if not path.is_file():
             raise ConfigurationError(f"there is no file {path}; give one like qa.py or qa.py:QABot")
-        return settings, [Plan(app, settings.agents)]
+        return settings, [Plan(app, settings.scale.least, scale=settings.scale)]
     folder = toml.parent if toml else Path()
-    plans = [
-        Plan(
-            str(folder / program.app), agents or program.agents, name, max_queue=program.max_queue,
-            upkeep=settings.upkeep(name),
+    plans = []
+    for name, program in settings.programs.items():
+        scale = settings.scale if agents else program.scale
+        begins = scale.least if agents else (program.agents or scale.least)
+        plans.append(
+            Plan(
+                str(folder / program.app), begins, name, scale=scale, max_queue=program.max_queue,
+                upkeep=settings.upkeep(name),
+            )
         )
-        for name, program in settings.programs.items()
-    ]
     if not plans:
         where = str(toml) if toml else "no file was given and ./dspex.toml"
         raise ConfigurationError(
@@ -184,6 +188,14 @@ class _Teller:
             case "draining":
                 tasks = f"{event['tasks']} task{'' if event['tasks'] == 1 else 's'}"
                 self._line(dim(f"{event['agent']} lets {tasks} end, for at most {event['grace']:g} s; again to hurry"))
+            case "scaled":
+                who = f" ({', '.join(part for part in (event['by'], event['reason']) if part)})"
+                self._line(f"{event['program']} gets {event['agents']} agents{who}")
+            case "reloaded":
+                for it in event["programs"]:
+                    self._line(green(f"{it['program']} serves with code {it['code']}, reloaded by {event['by']}"))
+            case "not-reloaded":
+                self._line(red(f"not reloaded: {event['reason']}; the code that serves goes on"))
             case "limit":
                 self._line(yellow(clean(event["reason"])))
             case "trouble":

@@ -131,6 +131,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{p}.log.*", "log", "read and follow the log", all=_CONSOLE),
     Rule("{p}.archive.*", "log", "search and verify the archive", all=_CONSOLE, long=True),
     Rule("$SRV.>", "log", "what runs", all=_CONSOLE, replies="many"),
+    Rule("{p}.control.*.*", "log", "scale and reload programs, drain and stop agents", all=_CONSOLE, long=True),
     Rule("$JS.API.INFO", "log", "how much is stored", all=_CONSOLE),
     Rule("$JS.API.STREAM.INFO.{log}", "log", "how the log is set up", all=_CONSOLE),
     Rule("$JS.API.CONSUMER.INFO.{log}.*", "log", "how many tasks wait", all=_CONSOLE),
@@ -148,8 +149,8 @@ SYSTEM: dict[Role, System] = {
         publish=(
             *_KEEPS, "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.DELETE.{timers}", "$JS.API.CONSUMER.CREATE.*.>",
             "$JS.API.CONSUMER.INFO.{log}.*", "$JS.API.INFO",
-            "{p}.event.program.*.*", "{p}.event.limits.*.*", "{p}.event.budget.*.*", "{p}.event.agent.*.*",
-            "{p}.event.doors.*.*", "{p}.key.>", "{p}.wake.*",
+            "{p}.event.program.*.*", "{p}.event.fleet.*.*", "{p}.event.limits.*.*", "{p}.event.budget.*.*",
+            "{p}.event.agent.*.*", "{p}.event.doors.*.*", "{p}.key.>", "{p}.wake.*",
             "$JS.API.STREAM.MSG.DELETE.{log}", "{p}.archive.*", "{p}.lease.registrar", *_ANSWERS,
         ),
         subscribe=("{p}.>", "$SRV.>", "_INBOX.>"),

@@ -1,4 +1,4 @@
-"""The folds of every kind of aggregate: tasks (in `task`), inboxes, keys, programs, agents and variables."""
+"""The folds of every kind of aggregate: tasks (in `task`), inboxes, keys, programs, fleets, agents and variables."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from dspex.core.events import (
     Event,
     KeyBound,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
     TaskDropped,
     TaskResubmitted,
@@ -27,7 +29,9 @@ from dspex.core.fold import Fold
 from dspex.core.leases import budget, limits
 from dspex.core.task import fold as task
 
-__all__ = ["FOLDS", "AgentState", "InboxState", "KeyState", "LetterState", "ProgramState", "VariablesState"]
+__all__ = [
+    "FOLDS", "AgentState", "FleetState", "InboxState", "KeyState", "LetterState", "ProgramState", "VariablesState",
+]  # fmt: skip
 
 
 class InboxState(Struct, frozen=True, omit_defaults=True):
@@ -64,6 +68,18 @@ class ProgramState(Struct, frozen=True, omit_defaults=True):
     output_schema: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     registrations: int = 0
+
+
+class FleetState(Struct, frozen=True, omit_defaults=True):
+    """How many agents of a program a supervisor is to have, why, and on which code they are."""
+
+    agents: int = 0
+    least: int = 0
+    most: int = 0
+    by: str = ""
+    why: str = ""
+    code: str = ""
+    reloads: int = 0
 
 
 class AgentState(Struct, frozen=True, omit_defaults=True):
@@ -125,6 +141,16 @@ def _program(state: ProgramState, event: Event) -> ProgramState:
             return state
 
 
+def _fleet(state: FleetState, event: Event) -> FleetState:
+    match event.data:
+        case ProgramScaled(agents=agents, least=least, most=most, by=by, why=why):
+            return replace(state, agents=agents, least=least, most=most, by=by, why=why)
+        case ProgramReloaded(code=code):
+            return replace(state, code=code, reloads=state.reloads + 1)
+        case _:
+            return state
+
+
 def _agent(state: AgentState, event: Event) -> AgentState:
     match event.data:
         case AgentStarted(pid=pid, role=role, program=program):
@@ -159,6 +185,7 @@ FOLDS: dict[str, Fold[Any]] = {
         Fold(kind="key", version=1, initial=KeyState(), evolve=_key, load=_loads(KeyState)),
         Fold(kind="dlq", version=1, initial=LetterState(), evolve=_letter, load=_loads(LetterState)),
         Fold(kind="program", version=1, initial=ProgramState(), evolve=_program, load=_loads(ProgramState)),
+        Fold(kind="fleet", version=1, initial=FleetState(), evolve=_fleet, load=_loads(FleetState)),
         breaker,
         doors,
         Fold(kind="agent", version=2, initial=AgentState(), evolve=_agent, load=_loads(AgentState)),

@@ -15,9 +15,9 @@ __all__ = [
     "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "BudgetLeased", "BudgetSettled", "DoorsClosed",
     "DoorsOpened", "EffectRecorded", "EffectRetried", "EffectsInterrupted", "Event", "Head", "Held", "InputSealed",
     "Interrupted", "KeyBound", "LimitCleared", "LimitReached", "LimitSet", "OutcomeReported", "Payload", "Permit",
-    "ProgramRegistered", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
-    "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked",
-    "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
+    "ProgramRegistered", "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled",
+    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten",
+    "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
 ]  # fmt: skip
 
 
@@ -290,6 +290,31 @@ class ProgramRegistered(Payload, frozen=True, kw_only=True):
     app: str = ""
 
 
+class ProgramScaled(Payload, frozen=True, kw_only=True):
+    """A supervisor is to have so many agents of a program from now on, and between `least` and `most` of them when the
+    number follows the load. `by` is claimed, not proven; `why` is in words."""
+
+    program: str
+    supervisor: str
+    agents: int
+    least: int
+    most: int
+    by: str = ""
+    why: str = ""
+
+
+class ProgramReloaded(Payload, frozen=True, kw_only=True):
+    """All agents of a program under a supervisor take their tasks with the code version `code` from now on; before that
+    it was `was`."""
+
+    program: str
+    supervisor: str
+    code: str
+    was: str = ""
+    agents: int = 0
+    by: str = ""
+
+
 class AssignmentProposed(Payload, frozen=True, kw_only=True):
     """Somebody wants these values to be known: tasks may run on them from now on. `assignment` is the hash of `values`,
     one for every active variable; `who` is claimed, not proven, and `why` is in words."""
@@ -460,7 +485,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
         AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, BreakerOpened,
         BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened, AgentGaveUp, LimitSet, LimitCleared, LimitReached,
-        BudgetLeased, BudgetSettled,
+        BudgetLeased, BudgetSettled, ProgramScaled, ProgramReloaded,
     )
 }  # fmt: skip
 

@@ -205,6 +205,9 @@ class Message(Protocol):
 class Subscription(Protocol):
     """Interest in a subject."""
 
+    def leave(self) -> None:
+        """Ask for no more; messages that are on their way still come, until `close`."""
+
     def close(self) -> None:
         """End it; messages that come later are dropped."""
 

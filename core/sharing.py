@@ -70,6 +70,10 @@ class Turns(Generic[Item]):
     def __len__(self) -> int:
         return self._size
 
+    def of(self, owner: str) -> int:
+        """How many of an owner wait."""
+        return len(self._lines.get(owner, ()))
+
     def add(self, owner: str, item: Item) -> None:
         self._lines.setdefault(owner, deque()).append(item)
         self._size += 1

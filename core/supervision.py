@@ -161,6 +161,7 @@ class _Child(_Node):
     spec: ChildSpec = ChildSpec("")
     state: State = "down"
     kill_at: float | None = None
+    shutdown: float | None = None
     up_at: float | None = None
     proven: bool = False
     ever: bool = False
@@ -268,6 +269,11 @@ class Tree:
         """Stop all of them, in reverse order; in a hurry with little grace."""
         self._hurry = self._hurry or hurry
         self._leave(self._root)
+        for child in self._children.values():
+            if child.shutdown is not None:
+                child.shutdown = None
+                if child.state == "stopping":  # once more, with its own time
+                    self._stop(child, now)
         if self._hurry:
             for child in self._children.values():
                 if child.kill_at is not None:
@@ -285,10 +291,13 @@ class Tree:
         group.children.insert(place, self._made(spec, group))
         return self._settled(now)
 
-    def remove(self, name: str, now: float) -> list[Action]:
-        """Stop a child, or a supervisor with all of its own, and forget it. Raises KeyError."""
+    def remove(self, name: str, now: float, shutdown: float | None = None) -> list[Action]:
+        """Stop a child, or a supervisor with all of its own, and forget it. A child gets `shutdown` seconds in place of
+        its own, as long as nobody stops the whole tree. Raises KeyError."""
         node = self._children.get(name) or self._groups[name]
         node.removed = True
+        if isinstance(node, _Child):
+            node.shutdown = shutdown
         self._leave(node)
         return self._settled(now)
 
@@ -448,7 +457,8 @@ class Tree:
 
     def _stop(self, child: _Child, now: float) -> None:
         child.state = "stopping"
-        child.kill_at = now + (min(HURRY, child.spec.shutdown) if self._hurry else child.spec.shutdown)
+        shutdown = child.spec.shutdown if child.shutdown is None else child.shutdown
+        child.kill_at = now + (min(HURRY, shutdown) if self._hurry else shutdown)
         self._actions.append(Stop(child.spec.name))
 
     def _ended(self, group: _Group, now: float) -> bool:

@@ -14,10 +14,11 @@ from tests.agents.delivering import SlowLog, agent, deliver, idle
 
 from dspex import Program, Schema, effect
 from dspex.agents.journal import events_for
+from dspex.agents.patience import Patience
 from dspex.bus.pull import ACK, NAK
 from dspex.core.codec import decode_commit
 from dspex.core.effects import branching
-from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted, TaskRetried
+from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted, TaskRetried, TaskSleeping
 
 TASKS, STEPS = 3, 3
 DOOR = "dspex.task.counting"
@@ -137,9 +138,25 @@ async def test_a_planned_retry_that_is_delivered_again_waits_for_its_time() -> N
     await plan(head, time.time() - 1)
     deliver(worker, position, b'{"n": 0}', 2)
     await idle(worker)
-    # Its time has come: it is woken, not taken with a delivery that whoever planned the retry may acknowledge only now.
-    assert not book.performed and client.said == [ACK, ACK]
-    assert client.requests[1][0] == "dspex.wake.counting"
+    assert not book.performed and client.said == [ACK, ACK], "an old acknowledgement may end this delivery at any time"
+    assert client.requests[-1][0] == "dspex.wake.counting"
+
+
+async def test_a_sleeping_task_that_is_delivered_again_is_not_claimed_by_that() -> None:
+    """Whoever put it to sleep may acknowledge it any moment; then only its timer or a wake would bring it back."""
+    asyncio.get_running_loop().set_task_factory(branching)
+    log = SlowLog([0])
+    position = await log.store(DOOR, b'{"n": 0}', {})
+    name = f"task.counting.{position}"
+    asleep = [TaskClaimed(attempt=1, agent="dead", assignment=""), TaskSleeping(key="k", until=time.time() + 30)]
+    await log.append(name, events_for(name, Head(), asleep, source="/x", correlation="1"), Head())
+    worker = agent(Counting(), log)
+    client: Any = worker.client
+    deliver(worker, position, b'{"n": 0}', 2)
+    await idle(worker)
+    assert client.said == [ACK]
+    assert [subject for subject, _ in client.requests] == [f"dspex.timer.counting.{position}"]
+    assert len(log.known(name)) == 1, "nothing is written"
 
 
 @effect
@@ -170,7 +187,7 @@ async def test_a_drain_writes_down_what_was_done_before_it_hands_a_run_back() ->
     [run] = worker.running.values()
     while not (run.recorder and run.recorder.writer.size):  # done, and not written yet
         await asyncio.sleep(0)
-    await worker.drain(0.0)
+    await worker.drain(Patience(0.0))
     entries = log.known(f"task.lingering.{position}")
     kinds = [type(event.data).__name__ for entry in entries for event in decode_commit(entry.body, entry.position)]
     assert kinds == ["TaskClaimed", "EffectRecorded"] and client.said == [NAK]

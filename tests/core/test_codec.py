@@ -46,6 +46,8 @@ from dspex.core.events import (
     Payload,
     Permit,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
     SignalSent,
     TaskCancelled,
@@ -133,6 +135,12 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     ),
     AgentStarted: st.builds(AgentStarted, pid=number, role=text, program=st.none() | text, restarts=number),
     AgentStopped: st.builds(AgentStopped, pid=number, reason=text),
+    ProgramScaled: st.builds(
+        ProgramScaled, program=text, supervisor=text, agents=number, least=number, most=number, by=text, why=text
+    ),
+    ProgramReloaded: st.builds(
+        ProgramReloaded, program=text, supervisor=text, code=text, was=text, agents=number, by=text
+    ),
     AgentGaveUp: st.builds(AgentGaveUp, reason=text, restarts=number),
     AgentCrashed: st.builds(AgentCrashed, pid=number, reason=text),
     BreakerOpened: st.builds(

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
-from dspex.core.aggregates import FOLDS, AgentState, InboxState, KeyState, LetterState, ProgramState, VariablesState
+from dspex.core.aggregates import (
+    FOLDS,
+    AgentState,
+    FleetState,
+    InboxState,
+    KeyState,
+    LetterState,
+    ProgramState,
+    VariablesState,
+)  # fmt: skip
 from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
@@ -29,6 +38,8 @@ from dspex.core.events import (
     Payload,
     Permit,
     ProgramRegistered,
+    ProgramReloaded,
+    ProgramScaled,
     SignalReceived,
     TaskClaimed,
     TaskCompleted,
@@ -68,6 +79,11 @@ LIVES: dict[str, list[Payload]] = {
         TaskDropped(actor="me", why="enough"),
     ],
     "program": [registered("one"), registered("two")],
+    "fleet": [
+        ProgramScaled(program="p", supervisor="s", agents=2, least=1, most=8, by="me", why="I want it"),
+        ProgramReloaded(program="p", supervisor="s", code="c0de", was="01d", agents=2),
+        ProgramScaled(program="p", supervisor="s", agents=3, least=1, most=8, by="load", why="3 tasks wait"),
+    ],
     "agent": [
         AgentStarted(pid=1, role="agent", program="p"), AgentCrashed(pid=1, reason="killed"),
         AgentStarted(pid=2, role="agent", program="p", restarts=1), AgentStopped(pid=2, reason="told to"),
@@ -98,6 +114,7 @@ ENDS = {
     "key": KeyState("k", "1"),
     "dlq": LetterState("3", {"a": "2", "b": "3"}, "me", "enough"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
+    "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
     "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),
     "limits": LimitsState("p", {"usd": "5/day"}, "you", "dear", "2026-11-23T10:00:00.000000Z"),
     "budget": BudgetState({"b": 1.0}, {"b": "h"}, 3.5, 0.5, [80]),

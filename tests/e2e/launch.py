@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from dspex.agents.bounds import Bounds
-from dspex.compose.root import Plan, SystemSpec, run_root
+from dspex.compose.plans import Plan
+from dspex.compose.root import SystemSpec, run_root
 from dspex.core.doors import Marks
 from dspex.core.errors import DspexError
+from dspex.core.scaling import Scale
 
 
 def main(spec: dict[str, object]) -> int:
-    plans = [Plan(app, agents) for app, agents in spec.pop("plans")]  # type: ignore[attr-defined]
+    about = spec.pop("scale", {})
+    plans = []
+    for app, agents in spec.pop("plans"):  # type: ignore[attr-defined]
+        scale = replace(Scale.read(str(agents)), **about)  # type: ignore[arg-type]
+        plans.append(Plan(app, scale.least, scale=scale))
     data = Path(str(spec.pop("data")))
     if "retention" in spec:
         spec["retention"] = Bounds(**spec["retention"])  # type: ignore[arg-type]

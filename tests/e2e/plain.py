@@ -186,6 +186,38 @@ class Plain:
         assert reply.code is None, reply.error
         return reply.json
 
+    async def control(
+        self, agent: str, verb: str, patience: float = 120.0, **body: object
+    ) -> dict[str, Any]:
+        """What a supervisor or an agent is told, asked again until it is done; the answer, or the error in it."""
+        deadline = time.monotonic() + patience
+        while True:
+            headers = {"Dspex-Wait": "5", "Dspex-Actor": "tester"}
+            try:
+                found = await self.nc.request(f"dspex.control.{agent}.{verb}", _bytes(body), timeout=15, headers=headers)
+                reply = Reply(found)
+                if reply.code not in (202, 503):
+                    return reply.json
+            except WRONG:
+                await asyncio.sleep(0.05)
+            assert time.monotonic() < deadline, f"{verb} was not done"
+
+    async def fleet(self, program: str) -> dict[str, Any]:
+        """How a program's agents stand, as the voice of the first supervisor that answers says."""
+        deadline = time.monotonic() + 60
+        while True:
+            for answer in await self.discover("STATS.dspex-registrar"):
+                if program in answer["data"].get("fleet", {}):
+                    return answer["data"]["fleet"][program] | {"supervisor": answer["data"]["supervisor"]}
+            assert time.monotonic() < deadline, f"nobody has a fleet with {program}"
+
+    async def until_fleet(self, program: str, patience: float = 90.0, **wanted: object) -> dict[str, Any]:
+        """Wait until a program's agents stand like this."""
+        deadline = time.monotonic() + patience
+        while not wanted.items() <= (found := await self.fleet(program)).items():
+            assert time.monotonic() < deadline, f"{found} is not {wanted}"
+        return found
+
     async def discover(self, verb: str, settle: float = 0.5, enough: int = 1000) -> list[dict[str, Any]]:
         """Every answer to a discovery request, until there are `enough` or none has come for `settle` seconds."""
         inbox = self.nc.new_inbox()
