@@ -93,8 +93,8 @@ class Versions:
 
     async def put_off(self, run: Run, delay: float) -> None:
         """Have the task delivered again after so many seconds."""
-        if isinstance(run.delivery, Woken):
-            # A wake that is delivered again says that its taker died; so this one ends, and another one comes.
+        if isinstance(run.delivery, Woken) and run.delivery.asleep:
+            # This one ends, and another one comes. Not when a claim names this one: no other may stand for it.
             await self._waiting.arm(run.id, logtime.now() + delay)
             self._client.acknowledge(run.delivery.message, ACK)
         else:

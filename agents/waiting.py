@@ -63,11 +63,12 @@ class Given(Delivery):
 
 
 class Woken(Given):
-    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement."""
+    """A task that was asleep, as if it were delivered again: its submission, with the wake's acknowledgement. `asleep`:
+    it still is, and nobody has claimed it with this wake."""
 
-    def __init__(self, entry: Entry, wake: Delivery) -> None:
+    def __init__(self, entry: Entry, wake: Delivery, asleep: bool = True) -> None:
         super().__init__(entry, wake.message.raw_reply, wake.delivered + 1)
-        self.wake = wake.position
+        self.wake, self.asleep = wake.position, asleep
 
 
 class Waiting:
@@ -137,7 +138,7 @@ class Waiting:
                     headers = {name.title(): value for name, value in entry.headers.items()}
                     await self.sleep_on(task, events, h.deadline_of(headers, entry.time))
                     return None
-        return Woken(entry, wake)
+        return Woken(entry, wake, asleep=state.status == "sleeping")
 
     async def sleep_on(self, task: str, events: Sequence[Event], deadline: float | None) -> None:
         """A sleeping task was delivered again: whoever put it to sleep died before the acknowledgement, or that was

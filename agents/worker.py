@@ -68,6 +68,8 @@ TIMER_GRAIN = 2.0
 """Seconds by which a timer may be late: it is of whole ones, and the agent has to hear of it."""
 PUT_OFF = 1.0
 """Seconds until a task is woken again that found no permit to go on."""
+LATER = b'-NAK {"delay": 500000000}'
+"""What is said of a wake that cannot be taken now; in nanoseconds."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 MAX_CANCELLED = 1000
@@ -271,9 +273,16 @@ class Worker:
             puller.release()
             return
         held = woken and self.running.get(woken.position)
-        if woken is None or (held and not (isinstance(held.delivery, Woken) and held.delivery.wake == woken.wake)):
+        if woken is None:
             puller.release()
             self.client.acknowledge(wake.message, ACK)  # it runs already, and looks at the time and its inbox itself
+        elif held and not (isinstance(held.delivery, Woken) and held.delivery.wake == woken.wake):
+            # It sleeps, by what the log says: what we hold of it is of an attempt that was overtaken, and ends soon.
+            puller.release()
+            self.client.acknowledge(wake.message, LATER)
+        elif self.limits.crowded and not woken.asleep:  # the claim names this wake: no other may stand for it
+            puller.release()
+            self.client.acknowledge(wake.message, LATER)
         elif self.limits.crowded:
             await self._put_off(woken, puller)
         else:
