@@ -168,6 +168,8 @@ class _Agent:
             subjects=subjects, on_worn=self._recycle, place=place,
             master=master_from(spec.master), max_queue=spec.max_queue,
         )  # fmt: skip
+        # A life that brings a poisonous task nearer to its end is no failure of the agent.
+        worker.endings.on_death = lambda: self.link.send({"served": True})
         service = Service(
             client, name=program.name, id=spec.name, version=VERSION, description=program.describe().doc,
             metadata={"dspex": spec.prefix, "agent": spec.name}, data=self._stats,

@@ -257,7 +257,10 @@ class Attempts:
         result = await self.log.append(run.aggregate, events, run.head)
         run.head = result.head
         run.history = [*run.history, *events]
-        return fold(events, state) if isinstance(result, Appended) else None
+        if not isinstance(result, Appended):
+            return None
+        self.endings.on_death()
+        return fold(events, state)
 
     async def _begun_on(self, run: Run, state: TaskState) -> str:
         """The values that the attempts before us had, which the task keeps; ours when nobody knows them any more."""

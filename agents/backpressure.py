@@ -20,7 +20,7 @@ from dspex.core.errors import ConnectionFailed, LimitExceeded
 
 __all__ = ["Backlog"]
 
-MAX_STORING = 4096
+MAX_STORING = 10_000
 """Asks and submits that one agent stores at once."""
 MAX_STORING_BYTES = 64 << 20
 """The same, in bytes."""

@@ -292,9 +292,8 @@ class Breakers:
                 self._look(gate)
             elif count.version < gate.head.version and count.calls:
                 self._say([_Count(gate.name, gate.head.version)])  # it has not heard of the change
-            elif gate.state.status == "closed" and count.calls > 0:
-                told = Tally(count.calls, min(count.failures, count.calls), min(count.slow, count.calls))
-                gate.window.add(told, self._loop.time())
+            elif gate.state.status == "closed" and 0 <= max(count.failures, count.slow) <= count.calls:
+                gate.window.add(Tally(count.calls, count.failures, count.slow), self._loop.time())
                 self._judge(gate)
 
     # -- the log

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from dspex.agents.recorder import Renewing
 from dspex.core.errors import BudgetExhausted
 from dspex.core.events import Usage
@@ -191,6 +193,11 @@ class Budgets:
             close=account.closing and not account.reserved and not account.waiting,
         )  # fmt: skip
 
+    def still(self) -> dict[str, Claim]:
+        """What we have, with nothing wanted and nothing given back. Changes nothing, so any thread may ask."""
+        accounts = list(self._all.items())
+        return {lease: replace(self._claim(it), want=0.0, close=False) for lease, it in accounts if it.granted}
+
     def last_words(self) -> dict[str, Claim]:
         """All leases given back. What is under way may have been paid."""
         for account in self._all.values():
@@ -281,8 +288,8 @@ class _Moved(Exception):
 def _exhausted(account: Account, amount: float, answer: Lent) -> BudgetExhausted:
     when = f"{datetime.fromtimestamp(answer.renews, UTC):%Y-%m-%dT%H:%M:%SZ}" if answer.renews else ""
     return BudgetExhausted(
-        f"{answer.used:g} of {answer.of:g} {account.resource} of {account.scope} are used, and this needs {amount:g} "
-        f"more; {f'the budget renews at {when}' if when else 'it does not renew'}",
+        f"{answer.used:.10g} of {answer.of:.10g} {account.resource} of {account.scope} are used, and this needs "
+        f"{amount:.10g} more; {f'the budget renews at {when}' if when else 'it does not renew'}",
         answer.renews,
     )
 

@@ -19,6 +19,7 @@ from dspex.agents.results import ELSEWHERE
 from dspex.bus.client import Client, Message
 from dspex.bus.objects import NatsObjects
 from dspex.core import headers as h
+from dspex.core.codec import rfc3339
 from dspex.core.errors import ConnectionFailed, NotFound, TaskError, Unavailable, task_error
 from dspex.core.ports import Objects
 from dspex.core.subjects import Subjects, valid_token
@@ -44,16 +45,19 @@ class Calls:
         self._open: dict[str, set[tuple[str, str]]] = {}
 
     async def call(
-        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({})
-    ) -> bytes:
-        """The output of `program` for `body`. Ends when the other task ends: the caller's own time is the bound.
-        `more` are headers of its submission.
+        self, program: str, body: bytes, key: str, parent: str, more: Mapping[str, str] = MappingProxyType({}),
+        *, deadline: float | None = None,
+    ) -> bytes:  # fmt: skip
+        """The output of `program` for `body`, to be done by `deadline` (seconds since the epoch). Ends when the other
+        task ends: the caller's own time is the bound. `more` are headers of its submission.
 
         Raises TaskError as the other task ended, NotFound when there is no such program.
         """
         if not valid_token(program):
             raise NotFound(f"{program[:80]!r} is no program's name")
         headers = {h.KEY: key, h.PARENT: parent, h.CORRELATION: parent, h.CAUSATION: parent, **more}
+        if deadline is not None:
+            headers[h.DEADLINE] = rfc3339(deadline)
         task = await self._submit(program, body, headers)
         called = self._open.setdefault(parent, set())
         called.add((program, task))

@@ -32,6 +32,10 @@ __all__ = ["Doors"]
 
 logger = logging.getLogger("dspex.agents")
 
+MAX_INPUT = 64 << 20
+"""Bytes of an Input; the server's own limit for a message is nearly always less."""
+MAX_VALUES = 1 << 20
+"""Bytes of a proposal."""
 MAX_HEADERS = 32 << 10
 """Bytes of headers that an ask may carry; JetStream stores up to twice as much."""
 
@@ -65,8 +69,8 @@ class Doors:
             "output_schema": msgspec.json.encode(description.output_schema).decode(),
         }
         name = program.name
-        service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas))
-        service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas))
+        service.serve(Endpoint("ask", subjects.door("ask", name), self.ask, metadata=schemas, most=MAX_INPUT))
+        service.serve(Endpoint("submit", subjects.door("submit", name), self.submit, metadata=schemas, most=MAX_INPUT))
         service.serve(Endpoint("result", subjects.door("result", name), self.result))
         service.serve(Endpoint("variables-get", subjects.variables(name, "get"), self.variables))
         letters = Letters(
@@ -74,7 +78,7 @@ class Doors:
         )
         service.serve(Endpoint("dlq-retry", subjects.dlq(name, "retry"), letters.retry))
         service.serve(Endpoint("dlq-drop", subjects.dlq(name, "drop"), letters.drop))
-        service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose))
+        service.serve(Endpoint("variables-propose", subjects.variables(name, "propose"), self.propose, most=MAX_VALUES))
 
     def ask(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """Refuse what is not an Input; store the rest, with the return address."""

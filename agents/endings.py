@@ -40,7 +40,8 @@ TIMER_SLACK = 0.1
 class Endings:
     """Ends attempts, and counts the tasks that ended: `done` of all, `failed` of those without an output.
 
-    `beside` runs what nobody waits for, within a bound; `on_done` hears of each that ended.
+    `beside` runs what nobody waits for, within a bound; `on_done` hears of each that ended, `on_death` when a death of
+    an earlier attempt was found.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Endings:
         self._subjects = subjects
         self.done = self.failed = 0
         self.on_done: Callable[[], None] = lambda: None
+        self.on_death: Callable[[], object] = lambda: None
 
     async def settle(self, run: Run, payload: Payload) -> None:
         """Commit how the task ended; when the log has it, acknowledge and answer."""

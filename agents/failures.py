@@ -39,10 +39,8 @@ def retried(
     """What a program's policy says of an error that the program raised; None when it is the end. `deadline` is the
     task's, in seconds since the epoch."""
     cause = error.__cause__ or error
-    if policy is None or not isinstance(cause, policy.on):
-        return None
-    delay = policy.delay(retries + 1, task)
-    if delay is None:
+    delay = policy.wait(cause, retries + 1, task) if policy else None
+    if policy is None or delay is None:
         return None
     until = logtime.now() + delay
     if isinstance(cause, BreakerOpen):  # before that it is only refused again

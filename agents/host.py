@@ -144,7 +144,9 @@ class Host:
         except (DspexError, TimeoutError) as error:
             self._refuse(message, 503, FAILED, f"it could not be sealed: {error}")
             return
-        headers = {**(message.headers if message.has_headers else {}), **sealed}
+        sent = message.headers if message.has_headers else {}
+        asked = {name: value for name, value in sent.items() if name.lower().startswith("nats-")}
+        headers = {**asked, **h.ours(sent), **sealed}
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         raw = f"NATS/1.0\r\n{fields}\r\n".encode("utf-8", "backslashreplace")
         take(Message(message.raw_subject, message.raw_reply, body, raw))

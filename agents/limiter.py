@@ -16,14 +16,14 @@ from typing import Any
 
 import msgspec
 
+from dspex.agents.books import Books, leased, reached, settled
 from dspex.agents.journal import events_for, record
 from dspex.bus.service import Endpoint, Request, Service
 from dspex.core import headers as h
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import InvalidInput, LimitExceeded, LogError, NotFound
-from dspex.core.events import BudgetLeased, BudgetSettled, Event, Head, LimitCleared, LimitReached, LimitSet, Payload
-from dspex.core.leases import Bucket, BudgetState, Ledger, LimitsState, Shares, alerts
-from dspex.core.leases import budget as budget_fold
+from dspex.core.events import Head, LimitCleared, LimitSet, Payload
+from dspex.core.leases import Bucket, Ledger, LimitsState, Shares
 from dspex.core.leases import limits as limits_fold
 from dspex.core.lending import Answer, Ask, Claim, Lent, Pace, Paced, UsedUp
 from dspex.core.limits import (
@@ -31,14 +31,13 @@ from dspex.core.limits import (
     Amount,
     Limit,
     Scope,
-    budget_aggregate,
     limit_of,
     parse_pairs,
     parse_scope,
     total,
     window_of,
 )
-from dspex.core.ports import Appended, Log
+from dspex.core.ports import Log
 from dspex.core.subjects import Subjects
 
 __all__ = ["AGAIN", "TTL", "Limiter"]
@@ -46,34 +45,19 @@ __all__ = ["AGAIN", "TTL", "Limiter"]
 logger = logging.getLogger("dspex.agents")
 
 AGAIN = 1.0
-"""Seconds between the words of a holder; longer when there are more than `CROWD`."""
+"""Seconds between the words of a holder; up to twice as many when there are more than `CROWD`."""
 TTL = 5.0
 """So many of these times without a word, and a holder is taken for dead."""
 CROWD = 200
 SETTLE = 2.5
-"""Seconds in which a limiter that begins anew hears what holders have, before it gives out more; more than `AGAIN`."""
+"""Seconds in which a limiter that begins anew hears what holders have, before it gives out more; none is silent for so
+long."""
 PIECE = 0.25
 """Seconds' worth of a rate that are lent at once, to all holders together."""
 MAX_LIMITS = 1000
 """Scopes with limits."""
 MAX_HOLDERS = 10_000
 MAX_WORDS = 500
-
-
-@dataclass
-class _Kept:
-    """A budget in one window, with its place in the log. One writer at a time."""
-
-    scope: Scope
-    resource: str
-    window: str
-    end: float
-    name: str
-    head: Head
-    ledger: Ledger
-    waits: bool = False
-    """Somebody wants what others have lent and do not use."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass
@@ -93,13 +77,12 @@ class Limiter:
     """Lends limits, and takes back what is not used. `on_reached` hears of alerts, in words."""
 
     def __init__(self, log: Log, subjects: Subjects, source: str, on_reached: Callable[[str], None]) -> None:
-        self._log, self._subjects, self._source, self._on_reached = log, subjects, source, on_reached
+        self._log, self._subjects, self._source = log, subjects, source
+        self._books = Books(log, source, on_reached)
         self.limits: dict[Scope, Limit] = {}
         self._states: dict[Scope, LimitsState] = {}
         self._seen = 0
         self._flows: dict[Scope, _Flow] = {}
-        self._kept: dict[str, _Kept] = {}
-        self._loading: dict[str, asyncio.Lock] = {}
         self._holders: dict[str, float] = {}
         self._settled = math.inf
         self._changing = asyncio.Lock()
@@ -126,8 +109,8 @@ class Limiter:
         for scope, limit in self.limits.items():
             for resource in BUDGETS:
                 if (amount := limit.budget(resource)) is not None:
-                    kept = await self._keep(scope, resource, window_of(amount.unit, time.time()).id)
-                    for holder in kept.ledger.state.holders.values():
+                    book = await self._books.open(scope, resource, window_of(amount.unit, time.time()).id)
+                    for holder in book.ledger.state.holders.values():
                         self._holders[holder] = time.monotonic()
         self._settled = time.monotonic() + (0.0 if fresh else SETTLE)
 
@@ -150,10 +133,15 @@ class Limiter:
 
     async def work(self) -> None:
         """Take back what the dead have, all the time."""
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(AGAIN / 2)
+            now = time.monotonic()
+            pause, looked = now - looked, now
+            if pause > 2 * AGAIN:  # we stood still, and have heard nobody meanwhile
+                self._holders = {holder: seen + pause for holder, seen in self._holders.items()}
             try:
-                await self._bury(time.monotonic())
+                await self._bury(now)
             except LogError as error:
                 logger.warning("what dead holders had of budgets could not be settled; trying again: %s", error)
 
@@ -163,21 +151,14 @@ class Limiter:
             for holder in dead:
                 flow.shares.drop(holder)
             flow.seen = {holder: seen for holder, seen in flow.seen.items() if now - seen <= TTL * self._again}
-        for name, kept in list(self._kept.items()):
-            state = kept.ledger.state
-            gone = [lease for lease, holder in state.holders.items() if holder in dead or holder not in self._holders]
-            if gone and now >= self._settled:
-                async with kept.lock:
-                    await self._write(kept, [_settled(kept, it, kept.ledger.state.open[it], True) for it in gone
-                                             if it in kept.ledger.state.open])  # fmt: skip
-            if kept.end < time.time() and not kept.ledger.state.open and not kept.lock.locked():
-                del self._kept[name]
+        if now >= self._settled:
+            await self._books.bury(lambda holder: holder in dead or holder not in self._holders)
         for holder in dead:
             del self._holders[holder]
 
     @property
     def _again(self) -> float:
-        return max(AGAIN, AGAIN * len(self._holders) / CROWD)
+        return AGAIN * min(max(1.0, len(self._holders) / CROWD), 2.0)
 
     # -- lending
 
@@ -214,12 +195,12 @@ class Limiter:
 
     async def _pace(self, scope: Scope, limit: Limit, holder: str, pace: Pace) -> Paced:
         flow = self._flows.setdefault(scope, _Flow())
-        now, settled = time.time(), time.monotonic() >= max(self._settled, flow.settled)
+        now, ripe = time.time(), time.monotonic() >= max(self._settled, flow.settled)
         flow.seen[holder] = time.monotonic()
         paced = Paced()
         if limit.concurrency is not None:
             paced.cap = flow.shares.ask(
-                holder, limit.concurrency, have=pace.have, want=pace.want, use=pace.use, now=now, more=settled
+                holder, limit.concurrency, have=pace.have, want=pace.want, use=pace.use, now=now, more=ripe
             )
             await self._alert(scope, "concurrency", Amount(limit.concurrency, "hour"), flow.shares.use)
         if limit.rate is not None:
@@ -245,9 +226,9 @@ class Limiter:
         if used < of.count * 0.8 - 1e-9:
             return
         try:
-            kept = await self._keep(scope, limit, window_of(of.unit, time.time()).id)
-            async with kept.lock:
-                await self._write(kept, _reached(kept, used, of.count))
+            book = await self._books.open(scope, limit, window_of(of.unit, time.time()).id)
+            async with book.lock:
+                await self._books.write(book, reached(book, used, of.count))
         except LogError as error:
             logger.warning("an alert could not be written: %s", error)
 
@@ -263,9 +244,9 @@ class Limiter:
         window = claim.window or (current.id if current else "")
         if not window:
             return Lent(over=True)
-        kept = await self._keep(scope, claim.resource, window)
-        async with kept.lock:
-            ledger = kept.ledger
+        book = await self._books.open(scope, claim.resource, window)
+        async with book.lock:
+            ledger = book.ledger
             if claim.window and lease not in ledger.state.open:
                 return Lent(window=window, over=True)  # settled already: whoever was taken for dead begins anew
             ledger.report(lease, claim.used, claim.reserved)
@@ -273,27 +254,27 @@ class Limiter:
             of = amount.count if amount else 0.0
             if claim.used > ledger.state.open.get(lease, 0.0) + 1e-9:
                 more = total([claim.used, -ledger.state.open.get(lease, 0.0)])
-                payloads.append(_leased(kept, lease, holder, more, of, overrun=True))
+                payloads.append(leased(book, lease, holder, more, of, overrun=True))
             if claim.close:
                 if payloads or lease in ledger.state.open:
-                    payloads.append(_settled(kept, lease, claim.used, False))
-                await self._write(kept, payloads, of=of)
+                    payloads.append(settled(book, lease, claim.used, False))
+                await self._books.write(book, payloads, of=of)
                 return Lent(window=window, over=True)
             if amount is None or current is None or current.id != window:
-                await self._write(kept, payloads)
+                await self._books.write(book, payloads)
                 return Lent(window=window, granted=ledger.state.open.get(lease, 0.0), over=True)
-            await self._write(kept, payloads)
+            await self._books.write(book, payloads)
             decision = ledger.decide(lease, claim.want, amount.count, whole=claim.resource != "usd")
             payloads = []
             more = total([decision.granted, -ledger.state.open.get(lease, 0.0)])
             if more > 0:
-                payloads.append(_leased(kept, lease, holder, more, amount.count))
-            await self._write(kept, payloads, of=amount.count, refused=decision.refused == "exhausted")
-            kept.waits = decision.refused == "wait" or (kept.waits and not payloads)
+                payloads.append(leased(book, lease, holder, more, amount.count))
+            await self._books.write(book, payloads, of=amount.count, refused=decision.refused == "exhausted")
+            book.waits = decision.refused == "wait" or (book.waits and not payloads)
             return Lent(
                 window=window, granted=ledger.state.open.get(lease, 0.0), refused=decision.refused,
                 left=None if math.isinf(current.end) else current.end - now, used=ledger.used, of=amount.count,
-                renews=0.0 if math.isinf(current.end) else current.end, close=kept.waits and not claim.reserved,
+                renews=0.0 if math.isinf(current.end) else current.end, close=book.waits and not claim.reserved,
             )  # fmt: skip
 
     def _used_up(self, scope: Scope) -> list[UsedUp]:
@@ -305,57 +286,11 @@ class Limiter:
             if (amount := limit.budget(resource)) is None:
                 continue
             window = window_of(amount.unit, time.time())
-            kept = self._kept.get(budget_aggregate(scope, resource, window.id))
-            if kept and kept.ledger.used >= amount.count - 1e-9:
+            book = self._books.at(scope, resource, window.id)
+            if book and book.ledger.used >= amount.count - 1e-9:
                 renews = 0.0 if math.isinf(window.end) else window.end
-                found.append(UsedUp(str(scope), resource, kept.ledger.used, amount.count, renews))
+                found.append(UsedUp(str(scope), resource, book.ledger.used, amount.count, renews))
         return found
-
-    # -- the log
-
-    async def _keep(self, scope: Scope, resource: str, window: str) -> _Kept:
-        """A budget in a window, as the log has it."""
-        name = budget_aggregate(scope, resource, window)
-        if (found := self._kept.get(name)) is not None:
-            return found
-        async with self._loading.setdefault(name, asyncio.Lock()):
-            try:
-                if name not in self._kept:
-                    state, head = BudgetState(), Head()
-                    for entry in await self._log.read(name):
-                        events = decode_commit(entry.body, entry.position)
-                        state, head = budget_fold(events, state), Head(events[-1].version, entry.position)
-                    end = _end_of(window)
-                    self._kept[name] = _Kept(scope, resource, window, end, name, head, Ledger(state))
-            finally:
-                self._loading.pop(name, None)
-        return self._kept[name]
-
-    async def _write(self, kept: _Kept, payloads: list[Payload], *, of: float = 0.0, refused: bool = False) -> None:
-        """Append to a budget of `of`, with the alerts that are due; `refused`: there was not enough left of it. Raises
-        LogError."""
-        if of:
-            used = Ledger(budget_fold(_as_events(payloads), kept.ledger.state), kept.ledger.spent).used
-            payloads = [*payloads, *_reached(kept, used, of, all_of_it=refused)]
-        if not payloads:
-            return
-        events = events_for(kept.name, kept.head, payloads, source=self._source)
-        try:
-            result = await self._log.append(kept.name, events, kept.head)
-        except LogError:
-            self._kept.pop(kept.name, None)  # what the log has now is not known
-            raise
-        if not isinstance(result, Appended):
-            self._kept.pop(kept.name, None)
-            raise LogError(f"{kept.name} was written by somebody else; it is read again")
-        kept.head = result.head
-        kept.ledger.state = budget_fold(events, kept.ledger.state)
-        for payload in payloads:
-            if isinstance(payload, LimitReached):
-                self._on_reached(_in_words(payload))
-        for lease in [lease for lease in kept.ledger.spent if lease not in kept.ledger.state.open]:
-            kept.ledger.spent.pop(lease, None)
-            kept.ledger.reserved.pop(lease, None)
 
     # -- people
 
@@ -405,7 +340,7 @@ class Limiter:
         for scope, limit in list(self.limits.items()):  # a budget nobody has asked for since we began
             for resource in BUDGETS:
                 if (amount := limit.budget(resource)) is not None:
-                    await self._keep(scope, resource, window_of(amount.unit, time.time()).id)
+                    await self._books.open(scope, resource, window_of(amount.unit, time.time()).id)
         rows = [self._row(scope) for scope in sorted(self.limits, key=str)]
         request.respond(msgspec.json.encode({"limits": rows}))
 
@@ -422,8 +357,8 @@ class Limiter:
         for resource in BUDGETS:
             if (amount := limit.budget(resource)) is not None:
                 window = window_of(amount.unit, now)
-                kept = self._kept.get(budget_aggregate(scope, resource, window.id))
-                ledger = kept.ledger if kept else Ledger()
+                book = self._books.at(scope, resource, window.id)
+                ledger = book.ledger if book else Ledger()
                 used[resource] = {
                     "used": ledger.used, "of": amount.count, "lent": total([ledger.state.committed, -ledger.used]),
                     "assumed": ledger.state.assumed, "renews": None if math.isinf(window.end) else window.end,
@@ -455,55 +390,6 @@ def _who(request: Request) -> str:
 def _concerns(scope: Scope, program: str, agent: str) -> bool:
     """Whether an agent may have to hold to the limits of a scope."""
     return scope.kind in ("tenant", "study", "model") or scope in (Scope("program", program), Scope("agent", agent))
-
-
-def _leased(
-    kept: _Kept, lease: str, holder: str, amount: float, of: float, *, overrun: bool = False
-) -> BudgetLeased:
-    return BudgetLeased(
-        scope=str(kept.scope), resource=kept.resource, window=kept.window, lease=lease, holder=holder, amount=amount,
-        of=of, overrun=overrun,
-    )  # fmt: skip
-
-
-def _settled(kept: _Kept, lease: str, used: float, assumed: bool) -> BudgetSettled:
-    return BudgetSettled(
-        scope=str(kept.scope), resource=kept.resource, window=kept.window, lease=lease, used=used, assumed=assumed
-    )
-
-
-def _reached(kept: _Kept, used: float, of: float, *, all_of_it: bool = False) -> list[Payload]:
-    """The alerts that are due."""
-    return [
-        LimitReached(
-            scope=str(kept.scope), limit=kept.resource, percent=percent, used=used, of=of, window=kept.window
-        )
-        for percent in alerts(of if all_of_it else used, of, kept.ledger.state.reached)
-    ]
-
-
-def _in_words(reached: LimitReached) -> str:
-    amount = f"{reached.used:.6g} of {reached.of:.6g}"
-    kind = {"rate": "starts in its unit of time", "concurrency": "at work"}.get(reached.limit, reached.limit)
-    return f"{reached.scope} has reached {reached.percent} % of its {reached.limit} limit: {amount} {kind}"
-
-
-def _as_events(payloads: list[Payload]) -> list[Event]:
-    return [Event("", 0, "", "", "", "", payload) for payload in payloads]
-
-
-def _end_of(window: str) -> float:
-    """When a window ends, by its name."""
-    from datetime import UTC, datetime
-
-    for unit, form in (("min", "%Y%m%dT%H%M"), ("hour", "%Y%m%dT%H"), ("day", "%Y%m%d"), ("month", "%Y%m")):
-        try:
-            start = datetime.strptime(window, form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-        if f"{start:{form}}" == window:
-            return window_of(unit, start.timestamp()).end
-    return math.inf
 
 
 def _seconds(text: str) -> float:

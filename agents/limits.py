@@ -74,8 +74,9 @@ class Limits:
         self.budgets = Budgets(self.holder, self._bell.set)
         self.used_up: list[UsedUp] = []
         self._keeper: asyncio.Task[None] | None = None
-        self._word: Ask | None = None
         self._yielding = 0.0
+        self.paced = False
+        """Whether the program's tasks, or this agent's, have a rate or a concurrency."""
         self.by_caller = False
         """Whether tenants or studies have a rate or a concurrency, so that each task has to be looked at."""
         self.on_change: list[Callable[[], None]] = []
@@ -119,11 +120,6 @@ class Limits:
                 await asyncio.sleep(SOON)
 
     # -- tasks
-
-    @property
-    def paced(self) -> bool:
-        """Whether the program's tasks, or this agent's, have a rate or a concurrency."""
-        return any(scope in self._gates for scope in self._own)
 
     @property
     def room(self) -> int:
@@ -212,7 +208,7 @@ class Limits:
         for it in self.used_up:
             if it.renews and it.renews <= now:
                 continue
-            message = f"{it.used:g} of {it.of:g} {it.resource} of {it.scope} are used"
+            message = f"{it.used:.10g} of {it.of:.10g} {it.resource} of {it.scope} are used"
             if it.renews:
                 message += "; try again when the budget renews"
                 raise BudgetExhausted(message, it.renews, retry_after=it.renews - now)
@@ -234,14 +230,15 @@ class Limits:
     # -- words
 
     def speak_for(self, client: Client) -> None:
-        """Repeat our last word over another connection, because our loop stands still: we have what we had, and want
-        nothing now."""
-        if self._keeper is None or self._word is None:
+        """Say over another connection what we have, because our loop stands still. We want nothing, for we would not
+        hear the answer; and what we have we keep until we hear one."""
+        if self._keeper is None:
             return
-        paces = {scope: replace(pace, want=pace.use, tokens=0) for scope, pace in self._word.paces.items()}
-        leases = {lease: replace(claim, want=0.0) for lease, claim in self._word.leases.items() if not claim.close}
-        word = msgspec.json.encode(replace(self._word, paces=paces, leases=leases))
-        client.call(self._subject, word).add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+        said = {str(scope): gate.word() for scope, gate in list(self._gates.items())}
+        paces = {scope: replace(pace, want=pace.use, tokens=0) for scope, pace in said.items()}
+        ask = Ask(self.holder, self._agent, self._seen, paces, self.budgets.still())
+        answer = client.call(self._subject, msgspec.json.encode(ask))
+        answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
 
     async def _speak(self) -> bool:
         """Say what we have and want, and take the answer; whether there was one."""
@@ -265,7 +262,6 @@ class Limits:
         return True
 
     async def _request(self, ask: Ask) -> Answer | None:
-        self._word = ask
         try:
             reply = await self._client.request(self._subject, msgspec.json.encode(ask), timeout=ASK_TIMEOUT)
             if reply.status or h.ERROR_CODE in reply.headers:
@@ -287,8 +283,8 @@ class Limits:
                 self._gates[scope].change(limit)
             else:
                 self._gates.pop(scope).change(limit)
-        for scope in self._own:
-            self._gate(scope)
+        gates = [self._gate(scope) for scope in self._own]
+        self.paced = any(gates)
         self.by_caller = any(scope.kind in ("tenant", "study") and limit.paced for scope, limit in known.items())
         self._bell.set()
         for tell in self.on_change:

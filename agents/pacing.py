@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from dspex.core.lending import Pace, Paced
-from dspex.core.limits import Limit, Scope
+from dspex.core.limits import Amount, Limit, Scope
 
 __all__ = ["PLENTY", "Gate"]
 
@@ -33,7 +33,6 @@ class Gate:
         self.cap, self._until = 0, 0.0  # permits that we may use, and until when
         self._tokens = self._coming = self._piece = 0
         self._empty_at = 0.0
-        self._ripening: asyncio.TimerHandle | None = None
         self.on_change: list[Callable[[], None]] = []
         self._moved = asyncio.Event()
         self._touched = time.monotonic()
@@ -102,8 +101,6 @@ class Gate:
         if limit.rate != self.limit.rate:
             self._tokens = self._coming = self._piece = 0
             self._empty_at = 0.0
-            if self._ripening:
-                self._ripening.cancel()
         self.limit = limit
         self._changed()
 
@@ -142,10 +139,12 @@ class Gate:
             self._piece = paced.tokens
             self._empty_at = max(self._empty_at, paced.empty_at)
             loop = asyncio.get_running_loop()
-            self._ripening = loop.call_later(paced.after, self._ripen, paced.tokens)
+            loop.call_later(paced.after, self._ripen, paced.tokens, self.limit.rate)
         self._changed()
 
-    def _ripen(self, tokens: int) -> None:
+    def _ripen(self, tokens: int, rate: Amount | None) -> None:
+        if rate != self.limit.rate:
+            return  # of a rate that is no more
         self._coming -= tokens
         self._tokens += tokens
         self._changed()

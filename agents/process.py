@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from dspex.agents.link import Link, beat
+from dspex.agents.titles import be_called
 from dspex.bus.client import Client
 from dspex.core.errors import DspexError
 
@@ -25,6 +24,7 @@ ORPHANED = 0.5
 """The same when the supervisor is gone."""
 TO_END = 2.0
 """Seconds that cancelled work gets to end."""
+SYSTEM = ("registrar-", "archivist-", "log-")
 PAUSE = 0.5
 """Seconds before a process that cannot serve ends, so that it does not spin."""
 
@@ -42,7 +42,7 @@ async def live(
     server answers.
     """
     loop = asyncio.get_running_loop()
-    _be_called(name)
+    be_called(name, "" if name.startswith(SYSTEM) else "agent")
 
     def heard() -> None:
         hear(link.receive())
@@ -67,12 +67,6 @@ async def live(
     finally:
         beating.cancel()
         await client.close()
-
-
-def _be_called(name: str) -> None:
-    """Show under our name in `ps` and `top` (Linux, 15 characters), not as one more Python."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(name[:15])
 
 
 async def work_until(stopping: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:

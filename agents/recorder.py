@@ -12,8 +12,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
@@ -25,7 +25,16 @@ from dspex.agents.breakers import Breakers
 from dspex.agents.writer import MAX_COMMIT, Writer, Writing
 from dspex.core.effects import Call, Diverged, Performing, failed, outcome_of, recorded, unseen
 from dspex.core.errors import BreakerOpen, BudgetExhausted, EffectFailed, LimitExceeded, ProgramFailed
-from dspex.core.events import EffectRecorded, Event, Payload, SignalReceived, TaskSleeping, Usage
+from dspex.core.events import (
+    EffectRecorded,
+    EffectRetried,
+    Event,
+    Interrupted,
+    Payload,
+    SignalReceived,
+    TaskSleeping,
+    Usage,
+)
 from dspex.core.history import remembered
 from dspex.core.request import shown_request
 from dspex.core.spending import Cost, usage_of
@@ -87,6 +96,16 @@ class Attempt(Writing, Protocol):
         """What decides whether an effect with a circuit breaker is performed now."""
 
     suspended: bool
+    deadline: float | None
+    """When the task must be done, in seconds since the epoch."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run was stopped."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that the run may still take."""
 
     @property
     def lenient(self) -> bool:
@@ -122,6 +141,9 @@ class Recorder:
         self._attempt, self._loop = attempt, loop
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
+        self._tries, self._raised = memory.tries, dict[str, BaseException]()
+        self._in_flight: dict[str, Interrupted] = {}
+        self._asked: set[Future[Any]] = set()
         self._life = f"{memory.keys or attempt.id}/{memory.life}"
         self._seed = f"{memory.seed or attempt.id}/{memory.life}"
         self.writer = Writer(attempt, loop, self._lose)
@@ -132,6 +154,14 @@ class Recorder:
         self.broken: BaseException | None = None
         self.closed = False
 
+    @property
+    def over(self) -> bool:
+        return self.closed or self._attempt.over
+
+    @property
+    def left(self) -> float:
+        return self._attempt.left
+
     # -- the Runtime port
 
     async def perform(self, call: Call) -> Any:
@@ -139,22 +169,26 @@ class Recorder:
         self._check_loop()
         record = self._look_up(call)
         if record is None:
-            record = await (self._pay(call) if call.cost else self._do(call))
+            record = await (self._do_until_done(call) if call.retry else self._perform(call))
             self._check()
             self._note(record)
             if call.outside:
                 self.writer.write_soon()
         return outcome_of(call, record)
 
+    def _perform(self, call: Call) -> Coroutine[Any, Any, EffectRecorded]:
+        return self._pay(call) if call.cost else self._do(call)
+
     async def _do(self, call: Call) -> EffectRecorded:
         """Perform an effect, with everything it may depend on in the log, and say what it has cost."""
         self._under_way += 1
+        performing = Performing(self._life, call.key, self._attempt)
         try:
-            with Performing(self._life, call.key) as performing:
+            with performing:
                 refused = self._attempt.breakers.refusal(call) if call.breaker else None
                 if refused is not None:
                     await asyncio.sleep(0)  # a program that tries again at once must leave the loop to others
-                    return failed(call, refused, 0.0)
+                    return self._failed(call, refused, 0.0)
                 # What may be done again need not wait, within a bound.
                 if call.outside and not (call.read_only and self.writer.size < MAX_COMMIT):
                     try:
@@ -162,10 +196,16 @@ class Recorder:
                     except Exception as error:
                         self._break(error)
                     self._check()
+                if not call.read_only:
+                    self._in_flight[call.key] = Interrupted(call.key, call.name, performing.idempotency_key)
                 record = await self._act(call)
                 called = not (call.breaker and record.error == _NOT_CALLED)
                 usage = usage_of(call.cost, performing.spent, call.read_only) if called else None
+        except asyncio.CancelledError:
+            performing.stop()
+            raise
         finally:
+            self._in_flight.pop(call.key, None)
             self._under_way -= 1
             self._active = self._loop.time()
         if usage and not call.cost:
@@ -182,7 +222,7 @@ class Recorder:
                     reserved = await self._attempt.reserve(call.cost, call.read_only)
                 break
             except BudgetExhausted as error:
-                return failed(call, error, 0.0)
+                return self._failed(call, error, 0.0)
             except Renewing as wait:
                 until = wait.until
             await self._park(TaskSleeping(key=call.key, until=until))
@@ -194,6 +234,39 @@ class Recorder:
         finally:
             reserved.settle(usage or Usage())
         return record
+
+    async def _do_until_done(self, call: Call) -> EffectRecorded:
+        """Perform an effect as often as its policy says. The tries before, by whatever attempt, count."""
+        while True:
+            while (until := self._until.get(call.key) or 0.0) - logtime.now() > SHORT:
+                await self._park(TaskSleeping(key=call.key, until=until))
+            with self._busy():
+                await asyncio.sleep(max(until - logtime.now(), 0.0))
+            self._check()
+            record = await self._perform(call)
+            again = self._again(call, record)
+            if again is None:
+                return record
+            self._check()
+            self._tries[call.key], self._until[call.key] = again.retry, again.until
+            self.writer.add(again)
+            self.writer.write_soon()
+
+    def _again(self, call: Call, record: EffectRecorded) -> EffectRetried | None:
+        """When an effect that was just performed is to be performed again; None for not."""
+        error, retry = self._raised.pop(call.key, None), self._tries.get(call.key, 0) + 1
+        delay = call.retry.wait(error, retry, f"{self._life}/{call.key}") if call.retry and error else None
+        if delay is None:
+            return None
+        until, deadline = logtime.now() + delay, self._attempt.deadline
+        if isinstance(error, BreakerOpen):  # before that it is only refused again
+            until = max(until, error.due)
+        if until - logtime.now() > MAX_WAIT or (deadline is not None and deadline < until):
+            return None
+        if sum(self._tries.values()) >= MAX_RECORDS:
+            return None
+        kind = type(error).__name__[:200]
+        return EffectRetried(key=call.key, name=call.name, retry=retry, type=kind, until=until, usage=record.usage)
 
     async def _act(self, call: Call) -> EffectRecorded:
         started = time.perf_counter()
@@ -208,8 +281,13 @@ class Recorder:
                     f"the result of {call.name} has {size:,} bytes; {self._attempt.limit:,} are allowed", name=call.name
                 )
         except Exception as error:
-            return failed(call, error, time.perf_counter() - started)
+            return self._failed(call, error, time.perf_counter() - started)
         return record
+
+    def _failed(self, call: Call, error: Exception, seconds: float) -> EffectRecorded:
+        if call.retry:
+            self._raised[call.key] = error
+        return failed(call, error, seconds)
 
     def perform_in_thread(self, call: Call) -> Any:
         return self.wait_in_thread(self.perform(call))
@@ -276,10 +354,16 @@ class Recorder:
         async def waited() -> Any:
             return await work
 
+        asked = asyncio.run_coroutine_threadsafe(waited(), self._loop)
+        self._asked.add(asked)
         try:
-            return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
+            if self.closed:
+                asked.cancel()
+            return asked.result()
         except CancelledError:
             raise Suspended from None
+        finally:
+            self._asked.discard(asked)
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
         return await self._attempt.call(program, body, key)
@@ -340,6 +424,14 @@ class Recorder:
         """What has not been written, at most `room` bytes, for the last commit to take along. The run is over then."""
         self.closed = True
         return await self.writer.rest(room)
+
+    def stop(self) -> list[Interrupted]:
+        """The run goes no further, wherever it is. What was under way, and may have done something."""
+        found = list(self._in_flight.values())
+        self.closed = True
+        for asked in list(self._asked):  # a program in a thread, which cannot be cancelled itself
+            asked.cancel()
+        return found
 
     def close(self) -> None:
         """The run is over: nothing more is performed or recorded."""

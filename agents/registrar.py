@@ -47,6 +47,8 @@ logger = logging.getLogger("dspex.agents")
 
 VERSION = "0.1.0"
 MAX_WAITING = 1000
+MAX_REGISTRATION = 4 << 20
+"""Bytes of a registration: the schemas of a program and its variables."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,9 @@ class _Registrar:
         await limiter.recall(fresh=fresh)
         await limiter.configure(self.spec.limits, self.spec.limits_since, fresh=fresh)
         limiter.serve(service)
-        service.serve(Endpoint("register", self.subjects.registry("register"), self._take))
+        service.serve(Endpoint("register", self.subjects.registry("register"), self._take, most=MAX_REGISTRATION))
         service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
-        service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take))
+        service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take, most=MAX_REGISTRATION))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
         await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
         work = (

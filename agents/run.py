@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -220,6 +221,16 @@ class Run:
         """The branches of the run that have not ended, without the main one."""
         return self._scope.live if self._scope else set()
 
+    @property
+    def over(self) -> bool:
+        """Whether it was stopped: its task is cancelled, or its time is up."""
+        return self.abandoned
+
+    @property
+    def left(self) -> float:
+        """Seconds that it may still take."""
+        return self.expires - time.monotonic()
+
     # -- limits
 
     limited: tuple[Limited, ...] = ()
@@ -236,11 +247,12 @@ class Run:
         self.seat.limits.charge(self.limited, usage)
 
     async def call(self, program: str, body: bytes, key: str) -> bytes:
-        """Run another program for this task."""
+        """Run another program for this task, by the task's own deadline."""
         if (await self.seat.calls.guards.of(program)).private:
             self.seal_effect(f"call.{program}")
         study = next((scope.name for scope in self.limited if scope.kind == "study"), "")
-        return await self.seat.calls.call(program, body, key, self.id, {h.STUDY: study} if study else {})
+        more = {h.STUDY: study} if study else {}
+        return await self.seat.calls.call(program, body, key, self.id, more, deadline=self.deadline)
 
     async def commit(self, events: list[Event]) -> Appended | Conflict:
         """Append behind the head, and move it when that was taken."""

@@ -171,11 +171,6 @@ class Supervisor:
         """Something for the log, kept until the voice has written it down. By its `id` it is written once."""
         self._notice(notice)
 
-    def revive(self, name: str) -> None:
-        """Try again with a child or a supervisor that was given up. Raises KeyError."""
-        self._over = False
-        self._do(self.tree.revive(name, time.monotonic()))
-
     def processes(self) -> list[dict[str, Any]]:
         """Everything looked after here and above, as `dspex ps` shows it."""
         return [*self.above(), *self._higher, *(self._shown(state) for state in self._states.values())]

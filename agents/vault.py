@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -72,15 +70,15 @@ def task_key(epoch: str, task: str, owner: str = "") -> str:
 
 
 def master_from(reference: str) -> bytes:
-    """The master key that `env:NAME` or `file:/path` leads to; b"" for none. Raises ConfigurationError."""
+    """The master key that a reference leads to; b"" for none. Raises ConfigurationError."""
     if not reference:
         return b""
-    scheme, _, target = reference.partition(":")
+    from dspex.agents.secrets import reveal
+
     try:
-        words = os.environ[target] if scheme == "env" else Path(target).read_text()
-    except (KeyError, OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"[privacy] key = {reference!r} leads to nothing that can be read") from None
-    words = words.strip()
+        words = reveal(reference).strip()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"[privacy] key leads to nothing that can be read: {error}") from None
     if len(words) < MIN_MASTER:
         raise ConfigurationError(f"[privacy] key = {reference!r} has {len(words)} characters; {MIN_MASTER} are due")
     return hashlib.sha256(words.encode()).digest()
@@ -235,7 +233,7 @@ def kept_input(
 ) -> InputSealed:
     """A private input that came in the open, as the task's own events keep it; and whose it is, when `subject` says."""
     value, held = sealed_input(key, program, body, guard)
-    kept = {name: value for name, value in headers.items() if name.lower() != h.SUBJECT.lower()}
+    kept = {name: value for name, value in h.ours(headers).items() if name.lower() != h.SUBJECT.lower()}
     if subject.count(".") > 2:
         kept[h.SUBJECT] = subject
     return InputSealed(input=value, held=held, stored=stored, headers=kept)

@@ -136,7 +136,7 @@ class VeiledLog:
             body = sealed_body(value, held.sealed)
         else:
             body = sealed_signal(key, program, entry.body)
-        names = ((name.title() if name.lower().startswith("dspex-") else name, name) for name in entry.headers)
+        names = ((name.title() if name.lower().startswith("dspex-") else name, name) for name in h.ours(entry.headers))
         headers = {shown: entry.headers[name] for shown, name in names} | {h.SEALED: key.name}
         return Entry(
             position=entry.position, time=entry.time, subject=entry.subject, body=body, headers=headers,

@@ -23,6 +23,7 @@ from dspex.agents.cancelling import CANCEL, cancelled_task
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed
 from dspex.agents.isolation import Isolation
+from dspex.agents.journal import record
 from dspex.agents.limits import Limits
 from dspex.agents.patience import Patience
 from dspex.agents.registered import Registered
@@ -42,10 +43,11 @@ from dspex.core.errors import (
     DeadlineExceeded,
     LogError,
 )
+from dspex.core.events import EffectsInterrupted, Interrupted
 from dspex.core.ports import Log
 from dspex.core.program import Program
 from dspex.core.sealing import INLINE, guard_of
-from dspex.core.subjects import Subjects
+from dspex.core.subjects import Subjects, aggregate
 
 __all__ = ["MAX_OUTPUT", "Worker"]
 
@@ -62,12 +64,16 @@ WRITE_DOWN = 0.5
 """Seconds for the last records of the runs that a drain hands back."""
 SIGNALS = 16
 """Signals that an agent puts into inboxes at once."""
+TIMER_GRAIN = 2.0
+"""Seconds by which a timer may be late: it is of whole ones, and the agent has to hear of it."""
 PUT_OFF = 1.0
 """Seconds until a task is woken again that found no permit to go on."""
 STUBBORN = 1.0
 """Seconds a cancelled coroutine gets to end."""
 MAX_CANCELLED = 1000
 """Cancelled tasks that are remembered until they are delivered; others are run, and their commit is refused."""
+MAX_TOLD = 100
+"""Effects under way at its end that are told of one task."""
 MAX_SIDE = 1024
 """Duplicates that may wait for their originals."""
 
@@ -281,7 +287,7 @@ class Worker:
         except LogError as error:
             logger.warning("a wake will be delivered again: %s", error)
         puller.release()
-        self.limits.let_pass(2 * PUT_OFF)
+        self.limits.let_pass(PUT_OFF + TIMER_GRAIN)
 
     async def _signal(self, delivery: Delivery, puller: Puller) -> None:
         try:
@@ -315,11 +321,16 @@ class Worker:
         run.settling = True
         if len(self.running) < self._slots + MAX_COMMITS:
             run.freed = True
-            run.puller.release()
+            self._release(run)
 
     def _forget(self, run: Run) -> None:
         if self.running.pop(run.delivery.position, None) is not None and not run.freed:
-            run.puller.release()
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        run.puller.release()
+        if self.limits.paced:  # then the slot of a wake is room for a task
+            self._repace()
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, bounded: bool = True) -> None:
         if len(self._side) < MAX_SIDE or not bounded:
@@ -355,9 +366,22 @@ class Worker:
     def _abandon(self, run: Run) -> None:
         """Its program goes no further here, and what it has called elsewhere need not either."""
         run.abandoned = True
+        effects = run.recorder.stop() if run.recorder else []
+        if run.thread:
+            run.thread.add_done_callback(_overheard)
         if run.task:
             run.task.cancel()
         self.calls.cancel(run.id)
+        if effects:
+            self._spawn(self._tell_interrupted(run, effects), bounded=False)
+
+    async def _tell_interrupted(self, run: Run, effects: list[Interrupted]) -> None:
+        """Write down what was under way: somebody may have to find out what it did."""
+        event = EffectsInterrupted(attempt=run.attempt, agent=self.agent, effects=effects[:MAX_TOLD])
+        try:
+            await record(self.log, aggregate("dlq", self.name, run.id), [event], source=self.source, causation=run.id)
+        except LogError as error:
+            logger.warning("task %s was stopped, and what was under way is not in the log: %s", run.id, error)
 
     async def _count_stuck(self, run: Run) -> None:
         """A run that was told to end and does not can only end with its process."""
@@ -393,3 +417,9 @@ class Worker:
         finally:
             self._forget(run)
         await self._count_stuck(run)
+
+
+def _overheard(thread: asyncio.Future[Any]) -> None:
+    """What a thread ended with that nobody waits for any more."""
+    if not thread.cancelled():
+        thread.exception()

@@ -24,6 +24,7 @@ from dspex.bus.identity import Identity
 from dspex.bus.wire import Handler, Message, Tap, Wire
 from dspex.core.access import API
 from dspex.core.errors import ConnectionFailed
+from dspex.core.masking import masked
 
 __all__ = ["Client", "Message"]
 
@@ -91,7 +92,7 @@ class Client:
                 away = time.monotonic() - started
                 reason = _reason(client._last_error or error)
                 what = "the server refuses us" if "uthorization" in reason else "no NATS server answers"
-                sentence = f"{what} at {_shown(url)} ({reason})"
+                sentence = f"{what} at {masked(url)} ({reason})"
                 if wait is not None and away >= wait:
                     raise ConnectionFailed(f"{sentence}; {_remedy(sentence)}") from None
                 client._complain(f"{sentence}; trying again, {away:.0f} s so far")
@@ -262,7 +263,7 @@ class Client:
                     future.exception()
             if self._lost_at is not None:
                 away = time.monotonic() - self._lost_at
-                self._complain(f"no NATS server answers at {_shown(self.url)} for {away:.0f} s; trying on")
+                self._complain(f"no NATS server answers at {masked(self.url)} for {away:.0f} s; trying on")
 
     def _fail_waiting(self, why: str) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -351,8 +352,3 @@ def _reason(error: BaseException) -> str:
         return "connection refused"
     text = str(error).removeprefix("nats: ")
     return text or type(error).__name__
-
-
-def _shown(url: str) -> str:
-    """The address without a user's name and password."""
-    return re.sub(r"//[^@/]*@", "//", url)

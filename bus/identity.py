@@ -85,9 +85,10 @@ def subjects_of(prefix: str, credentials: str | None) -> Subjects:
     return Subjects(prefix, tenants=Identity.load(credentials).secured)
 
 
-def make_seed(file: Path) -> str:
-    """Make a new seed in `file`, unless there is one, and return the public key. Raises ConfigurationError."""
-    if not file.exists():
+def make_seed(file: Path, *, anew: bool = False) -> str:
+    """Make a new seed in `file`, unless there is one or it is to be `anew`, and return the public key. Raises
+    ConfigurationError."""
+    if anew or not file.exists():
         import nkeys
 
         write_private(file, bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)))

@@ -43,6 +43,7 @@ _PORTS = range(20000, 32768)
 """Below the range that the kernel takes for outgoing connections: otherwise a client that dials a dead
 server's port can be given that very port, connect to itself and keep the server from coming back."""
 
+CONFIG = "nats.conf"
 _PR_SET_PDEATHSIG = 1
 _TAKEN = "address already in use"
 
@@ -61,7 +62,7 @@ class Server:
 
     Port 0 means the one this folder had before, else a free one; a given port that is taken means the next
     free one. `port` tells. The server ends when the process that started it ends (Linux). `access` is a file with
-    accounts and TLS that the configuration takes in, read at each start.
+    accounts and TLS that the configuration takes in, read at each start and by `refresh`.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Server:
         self.monitor = ""
         self._lock: int | None = None
         self._answered = 0.0
+        self._rules: tuple[int, int] = (0, 0)
+        self._reloads = 0
 
     @property
     def url(self) -> str:
@@ -141,6 +144,34 @@ class Server:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the access rules are others than those that it was told of last."""
+        return self.access is not None and _version(self.access) != self._rules
+
+    def refresh(self) -> bool:
+        """Have the server take in access rules that have changed, without a restart: no connection ends but those of
+        identities that are gone. To be called about once a second; whether the change is in force now.
+
+        It is told twice: a first reload makes new accounts, and only a second one connects their imports (nats-server
+        2.15.1).
+        """
+        if self.access is None or self.process is None or not self.alive():
+            return False
+        try:
+            rules = _version(self.access)
+            if rules != self._rules:
+                _write_whole(self.data / CONFIG, self._config(self.port))
+                self._rules, self._reloads = rules, 3
+        except OSError:
+            return False
+        if not self._reloads:
+            return False
+        self._reloads -= 1
+        if self._reloads:
+            self.process.send_signal(signal.SIGHUP)
+        return not self._reloads
 
     def disown(self) -> None:
         """In a process forked from ours: let go of the folder, which must not be held when our parent gives it back."""
@@ -235,7 +266,8 @@ class Server:
         """Start on `port`; False when somebody took it in the meantime."""
         for stale in self.data.glob("*.ports"):
             stale.unlink(missing_ok=True)
-        config = self.data / "nats.conf"
+        config = self.data / CONFIG
+        self._rules, self._reloads = (_version(self.access), 1) if self.access else ((0, 0), 0)
         config.write_text(self._config(port))
         words = self.data / "nats.err"
         log_start = _size(self.data / "nats.log")
@@ -354,6 +386,18 @@ class Server:
         if self.access is not None:
             lines.append(self.access.read_text())
         return "\n".join(lines) + "\n"
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """What changes when a file that is only ever replaced as a whole does."""
+    about = file.stat()
+    return about.st_mtime_ns, about.st_ino
+
+
+def _write_whole(file: Path, text: str) -> None:
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    new.replace(file)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -19,7 +19,15 @@ import msgspec
 from dspex.bus.client import Client, Message
 from dspex.core import headers as h
 from dspex.core.codec import rfc3339
-from dspex.core.errors import ConnectionFailed, LimitExceeded, LogCorrupt, LogError, TaskError, Unavailable
+from dspex.core.errors import (
+    ConnectionFailed,
+    InvalidInput,
+    LimitExceeded,
+    LogCorrupt,
+    LogError,
+    TaskError,
+    Unavailable,
+)
 from dspex.core.ports import Subscription
 
 __all__ = ["Endpoint", "Request", "Service", "error_reply"]
@@ -29,6 +37,8 @@ logger = logging.getLogger("dspex.bus")
 QUEUE = "q"
 LINGER = 60.0
 """Seconds for which a request that was on its way is still taken after a stop."""
+MAX_BODY = 64 << 10
+"""Bytes of a question, unless its endpoint takes more."""
 BUSY = 1.0
 """Seconds after which a request is worth trying again that came when a service had all it may work on."""
 Handler = Callable[["Request"], Coroutine[Any, Any, None] | None]
@@ -91,6 +101,8 @@ class Endpoint:
     handler: Handler
     queue: str = QUEUE
     metadata: Mapping[str, str] = field(default_factory=dict)
+    most: int = MAX_BODY
+    """Bytes of a body; one that has more is refused before anybody looks into it."""
     requests: int = 0
     errors: int = 0
     last_error: str = ""
@@ -179,6 +191,9 @@ class Service:
             if len(self._tasks) >= self._limit:
                 sentence = f"{self._limit:,} requests are being worked on here; try again in a moment"
                 raise LimitExceeded(sentence, retry_after=BUSY)
+            if len(message.data) > endpoint.most:
+                size = len(message.data)
+                raise InvalidInput(f"the body has {size:,} bytes; {endpoint.name} takes {endpoint.most:,}")
             work = endpoint.handler(request)
         except Exception as error:
             _refuse(request, error)

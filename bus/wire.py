@@ -267,6 +267,10 @@ class Wire(NatsClient):
             writer is None or writer.transport.get_extra_info("ssl_object") is None
         ):
             raise NatsError("nats: the server offers no TLS, and it was asked for")
+        if self._nkeys_seed is not None:
+            # The library signs with the seed that the file has now, and names the key that it had at first.
+            with suppress(OSError, ValueError):  # it is being replaced this moment, or gone: the server will refuse us
+                self._setup_nkeys_seed_connect()
         return super()._connect_command()
 
     async def _process_err(self, err_msg: str) -> None:

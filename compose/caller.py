@@ -28,6 +28,8 @@ ONE_WAIT = 5.0
 """Seconds of waiting asked of one agent; it may die meanwhile, and nobody would say so."""
 SUBMIT_WAIT = 10.0
 """Seconds for an agent to seal a private input and store it."""
+LETTER_TRIES = 3
+"""Times that an agent is asked to retry or drop a dead letter when no answer comes."""
 FORGET_WAIT = 60.0
 """Seconds for the archivist to forget a task."""
 AWAY = 0.2
@@ -209,7 +211,13 @@ class Caller:
         if not valid_token(program):
             raise NotFound(f"{program[:80]!r} is no program's name")
         subject = self.subjects.dlq(program, verb)
-        reply = await self._request(subject, msgspec.json.encode(body), SUBMIT_WAIT, None)
+        for left in range(LETTER_TRIES - 1, -1, -1):
+            try:
+                reply = await self._request(subject, msgspec.json.encode(body), SUBMIT_WAIT, None)
+                break
+            except TaskError as error:  # the agent may have died of another dead letter; asking twice is asking once
+                if not left or error.type != "NoAnswer":
+                    raise
         return msgspec.json.decode(reply.data, type=dict[str, Any])
 
     async def forget(self, task: str, reason: str = "", *, actor: str = "", force: bool = False) -> dict[str, Any]:

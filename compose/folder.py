@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dspex.compose.settings import PLACE, Place
 from dspex.core.errors import ConfigurationError
+from dspex.core.masking import masked
 
 __all__ = ["Folder"]
 
@@ -69,7 +70,7 @@ class Folder:
     def announce(self, url: str, prefix: str) -> None:
         """Note where the system is reached, for the commands; whole or not at all."""
         note = self.path / f"{PLACE}.new"
-        note.write_text(Place(nats=url, pid=os.getpid(), prefix=prefix).model_dump_json())
+        note.write_text(Place(nats=masked(url), pid=os.getpid(), prefix=prefix).model_dump_json())
         note.replace(self.path / PLACE)
 
     def close(self) -> None:

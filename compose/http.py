@@ -8,17 +8,18 @@ A secret is looked up when the request leaves, so that the log holds only where 
 
 from __future__ import annotations
 
-import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
 
-from dspex.core.effects import effect, idempotency_key
-from dspex.core.errors import EffectFailed
+from dspex.agents.secrets import Secret, reveal
+from dspex.core.effects import effect, idempotency_key, time_left, when_cut
+from dspex.core.errors import ConfigurationError, EffectFailed
 from dspex.core.schema import Schema
-from dspex.core.types import Secret
 
 __all__ = ["HttpReply", "http"]
 
@@ -43,9 +44,13 @@ def http(
 ) -> HttpReply:  # fmt: skip
     """Send one HTTP request and record its answer; a repeat after a crash carries the same `Idempotency-Key`.
 
-    A value of type Secret in `headers` is replaced by what it refers to. Raises EffectFailed when there is no answer
+    Each step takes at most what is left of the task's time, and when the task is cancelled the connection is closed. A
+    value of type Secret in `headers` is replaced by what it refers to. Raises EffectFailed when there is no answer
     within `timeout` seconds for each step, when it has more than 512 KiB, and for a URL that is not http or https.
     """
+    left = time_left()
+    if not left:
+        raise EffectFailed(f"{method} {url[:200]} was not sent: the time of the task is up", name="http")
     if not url.lower().startswith(("http://", "https://")):
         raise EffectFailed(f"{url[:80]!r} is no http or https URL", name="http")
     sent = {name: _value(value) for name, value in (headers or {}).items()}
@@ -54,7 +59,7 @@ def http(
     data = body.encode() if isinstance(body, str) else body
     request = urllib.request.Request(url, data=data, headers=sent, method=method.upper())
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
+        with _OPENER.open(request, timeout=min(timeout, left)) as reply:
             return _reply(reply)
     except urllib.error.HTTPError as error:  # an answer like any other
         with error:
@@ -64,6 +69,40 @@ def http(
         reason = getattr(error, "reason", None) or type(error).__name__
         kind = reason if isinstance(reason, str) else type(reason).__name__
         raise EffectFailed(f"{method} {url[:200]} got no answer: {kind}", name="http") from None
+
+
+class _Plain(HTTPConnection):
+    """A connection that is closed when nobody waits for the answer any more."""
+
+    def connect(self) -> None:
+        super().connect()
+        when_cut(lambda: _shut(self.sock))
+
+
+class _Secure(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        when_cut(lambda: _shut(self.sock))
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Plain, request)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Secure, request)
+
+
+def _shut(sock: socket.socket | None) -> None:
+    """Wake the thread that reads from it."""
+    if sock is not None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+_OPENER = urllib.request.build_opener(_PlainHandler, _SecureHandler)
 
 
 def _reply(reply: Any) -> HttpReply:
@@ -80,6 +119,6 @@ def _value(value: str) -> str:
     if not isinstance(value, Secret):
         return value
     try:
-        return os.environ[value.target] if value.scheme == "env" else Path(value.target).read_text().strip()
-    except (KeyError, OSError):
-        raise EffectFailed(f"there is no secret at {value}", name="http") from None
+        return reveal(value)
+    except ConfigurationError as error:
+        raise EffectFailed(str(error), name="http") from None

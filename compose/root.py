@@ -28,6 +28,7 @@ from dspex.agents.children import EXIT_REFUSED, Child, CloseOthers, Life, fork_c
 from dspex.agents.link import Link
 from dspex.agents.resources import in_force
 from dspex.agents.supervisor import Supervisor
+from dspex.agents.titles import be_called
 from dspex.bus.blocks import last_position
 from dspex.bus.health import Health, end_of_stream
 from dspex.bus.server import Server
@@ -98,6 +99,7 @@ def run_root(
                 "its own archive and forgets nothing: take [retention] out"
             )
     folder = Folder(spec.data)
+    be_called(f"root-{folder.name}")
     server: Server | None = None
     try:
         secured = secure(spec, folder)
@@ -196,7 +198,10 @@ class _Root:
         return self.server.pid, None
 
     def _look_at_server(self) -> None:
-        assert self.health
+        assert self.health and self.server
+        if self.server.refresh() and self.secured and not self.secured.in_force:
+            self.secured.note_in_force()
+            self._say({"event": "rules", "agent": SERVER, "reason": "the access rules have changed, and are in force"})
         sentence = self.health.look()
         if sentence:
             self._say({"event": "trouble" if self.health.trouble else "better", "agent": SERVER, "reason": sentence})
@@ -216,6 +221,8 @@ class _Root:
                 self.ready = True
                 if self.secured:
                     Secured(self.folder.path, self.spec.prefix).announce(self.url)
+                    if self.server and not self.server.stale:
+                        self.secured.note_in_force()
                 self.folder.announce(self.url, self.spec.prefix)
                 self._say({"event": "ready", "nats": self.url, "data": str(self.folder.path)})
             return
@@ -275,6 +282,7 @@ def _start(server: Server, prefix: str, say: Callable[[dict[str, Any]], None], s
 
 def _supervise(link: Link, life: Life, spec: SystemSpec, folder: Folder, url: str, secured: Secured | None) -> int:
     """The supervisor's process: load everything once, then fork agents that have it already."""
+    be_called(f"{SUPERVISOR}-{folder.name}")
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # many agents share the machine; and threads and forks do not mix
     try:

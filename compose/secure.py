@@ -5,21 +5,27 @@
                   <name>.json         a context: how to connect as this identity
                   ca.pem server.pem … the certificates
                   access.conf         accounts and TLS, as nats-server reads them
+                  in-force            which of them a running system has taken in
+                  lock                held while any of it is changed
 
 Only `identities.json` and the seeds are to be kept; the rest is made from them again at each start.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dspex.bus.access import MAX_PROGRAMS, User, accounts_text
-from dspex.bus.identity import INBOX, make_seed, write_private
+from dspex.bus.identity import INBOX, make_seed, public_key, write_private
 from dspex.compose.settings import SECURE
 from dspex.core.access import Role, account_of, api_prefix, valid_name
 from dspex.core.errors import ConfigurationError
@@ -28,6 +34,7 @@ from dspex.core.subjects import Subjects
 __all__ = ["Secured", "adopt_log", "is_secured", "operator_of"]
 
 FOLDER, IDENTITIES, ACCESS = SECURE, "identities.json", "access.conf"
+IN_FORCE, LOCK = "in-force", "lock"
 ALONE = (Role.REGISTRAR, Role.ARCHIVIST, Role.OPERATOR, Role.CONSOLE)
 """The roles that a system has one identity of."""
 MAX_CLIENTS = 1000
@@ -95,37 +102,89 @@ class Secured:
                 raise ConfigurationError(
                     f"{name[:80]!r} cannot be a client's name: lower-case letters, digits, _ and -, at most 32"
                 )
-        missing = [(role, name) for role, name in dict.fromkeys(wanted) if not self.has(role, name)]
-        self._check_bounds(missing)
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
+        with self._changing():
+            missing = [(role, name) for role, name in dict.fromkeys(wanted) if not self.has(role, name)]
+            self._check_bounds(missing)
             made = [_made(self.folder, role, name) for role, name in missing]
-            known = replace(
-                self._known, users=(*self.users, *made), hosts=tuple(dict.fromkeys((*self._known.hosts, *hosts)))
-            )
+            users = (*(self._as_its_seed_says(user) for user in self.users), *made)
+            known = replace(self._known, users=users, hosts=tuple(dict.fromkeys((*self._known.hosts, *hosts))))
             self._certify(known)
             self._write()
-        except OSError as error:
-            raise ConfigurationError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from None
         return [_stem(user.role, user.name) for user in made]
 
     def remove(self, role: Role, name: str) -> None:
-        """Take an identity away; the server refuses it from its next start or reload on. Raises ConfigurationError."""
-        if not self.has(role, name):
-            raise ConfigurationError(f"there is no {role} {name} in {self.folder}")
-        left = tuple(user for user in self.users if (user.role, user.name) != (role, name))
-        self._known = replace(self._known, users=left)
-        self._write()
-        for ending in ("json", "nk"):
-            (self.folder / f"{_stem(role, name)}.{ending}").unlink(missing_ok=True)
+        """Take an identity away: a running server ends its connections and refuses it. Raises ConfigurationError."""
+        with self._changing():
+            self._check_known(role, name)
+            left = tuple(user for user in self.users if (user.role, user.name) != (role, name))
+            self._known = replace(self._known, users=left)
+            self._write()
+            for ending in ("json", "nk"):
+                (self.folder / f"{_stem(role, name)}.{ending}").unlink(missing_ok=True)
+
+    def rotate(self, role: Role, name: str) -> None:
+        """Give an identity another seed: a running server ends the connections made with the old one. Whoever dies in
+        between leaves a new seed that the server does not know; the next `add` takes it. Raises ConfigurationError."""
+        with self._changing():
+            self._check_known(role, name)
+            seed = self.folder / f"{_stem(role, name)}.nk"
+            public = make_seed(seed, anew=True)
+            users = tuple(
+                replace(user, public=public) if (user.role, user.name) == (role, name) else user for user in self.users
+            )
+            self._known = replace(self._known, users=users)
+            self._write()
+
+    def identity(self, stem: str) -> tuple[Role, str] | None:
+        """The identity that the list calls so; a client's name alone will do."""
+        found = {_stem(user.role, user.name): (user.role, user.name) for user in self.users}
+        return found.get(stem) or found.get(f"{Role.CLIENT}-{stem}")
+
+    @property
+    def in_force(self) -> bool:
+        """Whether a running system has taken in what stands here now."""
+        try:
+            return (self.folder / IN_FORCE).read_text() == _digest(self.access)
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def note_in_force(self) -> None:
+        """Say that the server runs with what stands here now."""
+        with suppress(OSError):
+            write_private(self.folder / IN_FORCE, _digest(self.access).encode())
 
     def announce(self, url: str) -> None:
-        """Say in every context where the system is reached."""
-        for user in self.users:
-            _write_changed(self.folder / f"{_stem(user.role, user.name)}.json", self._context(user, url))
+        """Say in every context where the system is reached. Raises ConfigurationError."""
+        with self._changing():
+            for user in self.users:
+                _write_changed(self.folder / f"{_stem(user.role, user.name)}.json", self._context(user, url))
 
     # -- inside
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change what the folder says, alone. Raises ConfigurationError."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._known = self._load()
+                yield
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from None
+
+    def _check_known(self, role: Role, name: str) -> None:
+        if not self.has(role, name):
+            raise ConfigurationError(f"there is no {role} {name} in {self.folder}")
+
+    def _as_its_seed_says(self, user: User) -> User:
+        seed = self.folder / f"{_stem(user.role, user.name)}.nk"
+        public = public_key(seed) if seed.is_file() else user.public
+        return user if public == user.public else replace(user, public=public)
 
     def _check_bounds(self, missing: list[tuple[Role, str]]) -> None:
         for role, most in ((Role.AGENT, MAX_PROGRAMS), (Role.CLIENT, MAX_CLIENTS)):
@@ -218,6 +277,10 @@ def adopt_log(server: Path, account: str, stream: str) -> bool:
     except OSError as error:
         raise ConfigurationError(f"{everybody} cannot be renamed to {ours}: {error.strerror}") from None
     return True
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _stem(role: Role, name: str = "") -> str:

@@ -33,6 +33,12 @@ SECURE = "secure"
 """The folder of identities in a data folder."""
 
 
+UNSHOWN = ("privacy.key", "nats", "credentials")
+"""Settings whose wrong values are not shown."""
+MAX_SHOWN = 80
+"""Characters that are shown of others."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -183,14 +189,14 @@ class DoorsSettings(_Frozen):
         return self
 
     def marks(self) -> Marks:
-        low = self.high_water * 0.875 if self.low_water is None else self.low_water
+        low = round(self.high_water * 0.875, 4) if self.low_water is None else self.low_water
         return Marks(self.high_water, low, self.max_bytes, self.room, self.max_open)
 
 
 class PrivacySettings(_Frozen):
     """The `[privacy]` table: a reference to the master key that the keys of private values are sealed with."""
 
-    key: Annotated[str, Field(pattern=r"^((env|file):.+)?$")] = ""
+    key: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]*:.+)?$")] = ""
 
 
 def _scope(text: str) -> str:
@@ -301,7 +307,14 @@ def load_settings(
             raise ConfigurationError(f"{source}: {where} is not a setting of this version") from None
         if first["type"] == "missing":
             raise ConfigurationError(f"{source}: {where} is missing") from None
-        raise ConfigurationError(f"{source}: {where} = {first['input']!r}: {first['msg'].lower()}") from None
+        # What is no reference where one is due may be the secret itself, and an address may hold a password.
+        shown = "" if where in UNSHOWN else f" = {_short(first['input'])}"
+        raise ConfigurationError(f"{source}: {where}{shown}: {first['msg'].lower()}") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def find_server(settings: Settings) -> tuple[str, str]:

@@ -17,6 +17,8 @@ import msgspec
 from dspex.agents.link import Link, link_pair
 from dspex.compose.caller import Caller
 from dspex.compose.root import Plan, SystemSpec, run_root
+from dspex.compose.settings import SECURE
+from dspex.core.access import Role
 from dspex.core.errors import ConfigurationError, DspexError, InvalidInput
 from dspex.core.program import Program
 from dspex.core.schema import Schema
@@ -38,14 +40,16 @@ class System:
     instead of an own one, `durability` "power" (fsync before every acknowledgement) or "process" (survives any crash
     of ours), `log` "jetstream", "sqlite" or what a distribution adds; `archive` False keeps no archive beside the log
     in JetStream; `master` refers to the master key of private values (`env:NAME`); `upkeep` says how the agents are
-    looked after. Keyword arguments in `values` set variables. Raises ConfigurationError when it cannot be started.
+    looked after. With `secure` it has access rules and TLS, and is asked as its console; `credentials` names a context
+    for a server of somebody else's. Keyword arguments in `values` set variables. Raises ConfigurationError when it
+    cannot be started.
     """
 
     def __init__(
         self, program: type[Program], *, agents: int = 1, data: str | Path = ".dspex", nats: str | None = None,
         durability: Literal["power", "process"] = "power", prefix: str = "dspex", replace: bool = False,
-        archive: bool = True, log: str = "jetstream", master: str = "", values: dict[str, Any] | None = None,
-        upkeep: Upkeep | None = None,
+        archive: bool = True, log: str = "jetstream", master: str = "", secure: bool = False,
+        credentials: str | None = None, values: dict[str, Any] | None = None, upkeep: Upkeep | None = None,
     ) -> None:  # fmt: skip
         program(**(values or {}))  # a bad value is refused here, not in another process
         if agents < 1:
@@ -54,7 +58,7 @@ class System:
         plan = Plan(agents=agents, program=program, values=values or {}, upkeep=upkeep or Upkeep())
         self._spec = SystemSpec(
             [plan], data=Path(data), nats=nats, durability=durability, prefix=prefix, replace=replace, archive=archive,
-            log=log, master=master,
+            log=log, master=master, secure=secure, credentials=credentials,
         )  # fmt: skip
         self.url = ""
         self._pid = 0
@@ -72,7 +76,7 @@ class System:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="dspex-system", daemon=True)
             self._thread.start()
-            self._caller = self._run(Caller.connect(self.url, prefix=self._spec.prefix, wait=10.0))
+            self._caller = self._run(self._connect())
         except BaseException:
             self._end()
             raise
@@ -87,7 +91,7 @@ class System:
         self._launch()
         try:
             await asyncio.to_thread(self._wait_ready)
-            self._caller = await Caller.connect(self.url, prefix=self._spec.prefix, wait=10.0)
+            self._caller = await self._connect()
         except BaseException:
             await asyncio.to_thread(self._end)
             raise
@@ -179,6 +183,11 @@ class System:
         return await self._doors.processes()
 
     # -- inside
+
+    async def _connect(self) -> Caller:
+        spec = self._spec
+        console = str(spec.data.absolute() / SECURE / f"{Role.CONSOLE}.json") if spec.secure else spec.credentials
+        return await Caller.connect(self.url, prefix=spec.prefix, wait=10.0, credentials=console)
 
     @property
     def _doors(self) -> Caller:

@@ -16,6 +16,7 @@ import click
 
 from dspex.console.options import Options, common
 from dspex.console.render import bold, dim, green, paint, print_json, yellow
+from dspex.core.masking import masked
 
 if TYPE_CHECKING:
     from dspex.compose.caller import Caller
@@ -172,7 +173,7 @@ async def _system(options: Options, settings: Settings) -> AsyncIterator[Check]:
         async with options.connect(wait=1.0) as caller:
             info = await asyncio.to_thread(probe, url) or {}
             version = info.get("version")
-            yield Check("connection", "ok", f"{_shown(url)}{f', nats-server {version}' if version else ''}")
+            yield Check("connection", "ok", f"{masked(url)}{f', nats-server {version}' if version else ''}")
             yield _access(caller, info, url)
             if certificate := _certificate(settings):
                 yield certificate
@@ -209,7 +210,7 @@ def _access(caller: Caller, info: dict[str, Any], url: str) -> Check:
     if info.get("auth_required"):
         text = f"the server asks for credentials, {tls}; whether its accounts keep clients from the log is not known"
         return Check("access", "info", text, "`dspex secure init` and `dspex secure show` make accounts that do")
-    text = f"not secured: whoever reaches {_shown(url)} can read, forge and erase everything"
+    text = f"not secured: whoever reaches {masked(url)} can read, forge and erase everything"
     if all(is_loopback(place) for place in url.split(",")):
         return Check("access", "info", f"{text}; it listens on this machine only", "`dspex up --secure` shuts them out")
     return Check("access", "warn", text, "run it with `dspex up --secure`, or on 127.0.0.1")
@@ -351,9 +352,3 @@ async def _programs(caller: Caller) -> AsyncIterator[Check]:
             yield Check(
                 name, "warn" if waiting else "info", text, f"start agents of {name} with `dspex up`" if waiting else ""
             )
-
-
-def _shown(url: str) -> str:
-    import re
-
-    return re.sub(r"//[^@/]*@", "//", url)

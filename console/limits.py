@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dspex.console.options import Options, common
+from dspex.console.programs import program_names
 from dspex.console.render import dim, green, is_terminal, print_json, print_table
 
 __all__ = ["limits"]
@@ -18,7 +19,7 @@ _VERBS = ["ls", "set", "clear"]
 
 @click.command(short_help="Show, set or clear limits and budgets.")
 @click.argument("verb", type=click.Choice(_VERBS), default="ls")
-@click.argument("scope", required=False)
+@click.argument("scope", required=False, shell_complete=program_names)
 @click.argument("pairs", nargs=-1, metavar="[LIMIT=VALUE]...")
 @click.option("--why", default="", metavar="TEXT", help="What the change is for; it is kept in the log.")
 @common

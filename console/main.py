@@ -120,7 +120,12 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any("@" in word for word in words):
+        from dspex.agents.titles import hide_addresses
+
+        hide_addresses(words)
+    sys.exit(run(words))
 
 
 def run(arguments: list[str]) -> int:

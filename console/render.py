@@ -245,6 +245,12 @@ def gist(event: dict[str, Any]) -> str:
             copied = f"(from {parent.rpartition('.')[2]}@{version}) " if parent else ""
             cost = f", {_cost(data['usage'])}" if data.get("usage") else ""
             return clean(f"{copied}{data['key']}{_arguments(data.get('request'))} → {gave}{cost}")
+        case "EffectRetried":
+            when = clock(data["until"], event["time"])
+            return clean(f"{data['key']} raised {data['type']}, retry {data['retry']} at {when}")
+        case "EffectsInterrupted":
+            told = ", ".join(f"{it['key']} (key {it['idempotency_key']})" for it in data["effects"])
+            return clean(f"under way when attempt {data['attempt']} was stopped: {told}")
         case "TaskSleeping":
             signal = f"for the signal {data['signal']}" if data.get("signal") else ""
             until = f"until {clock(data['until'], event['time'])}" if data.get("until") else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from dspex.compose.secure import Secured
 
 __all__ = ["secure"]
+
+PATIENCE = 10.0
+"""Seconds to wait for a running system to take a change in."""
 
 
 @click.group(short_help="Say who may do what: identities, accounts, TLS.")
@@ -47,13 +52,16 @@ def init(
         clients = ("client",)
     found = [program.name for program in load_app(app)] if app else []
     made = secured.add(programs=[*found, *programs], clients=clients, hosts=hosts)
+    known = _taken_in(options, secured)
     if options.json:
-        print_json({"folder": str(secured.folder), "made": made, "identities": _table(secured)})
+        said = {"folder": str(secured.folder), "made": made, "in_force": known, "identities": _table(secured)}
+        print_json(said)
         return 0
     for name in made:
         click.echo(f"{green('made')}  {name:<24} {dim(str(secured.folder / f'{name}.json'))}")
     if not made:
         click.echo(f"nothing was missing in {secured.folder}")
+    _say_taken_in(known)
     click.echo(
         "\nRun the system with `dspex up APP --secure`. A client is given its .json, its .nk and ca.pem, and says\n"
         f"NATS_CREDS={next((f'{name}.json' for name in made if name.startswith('client-')), 'client-NAME.json')}; "
@@ -83,14 +91,42 @@ def list_(options: Options) -> int:
 @click.argument("client")
 @common
 def revoke(options: Options, client: str) -> int:
-    """Take the identity of CLIENT away; the server refuses it from its next start on."""
+    """Take the identity of CLIENT away. A running system ends its connections within seconds and refuses it."""
     from dspex.core.access import Role
 
-    _existing(options).remove(Role.CLIENT, client)
+    secured = _existing(options)
+    secured.remove(Role.CLIENT, client)
+    known = _taken_in(options, secured)
     if options.json:
-        print_json({"revoked": client})
-    else:
-        click.echo(f"{green('revoked')}  {client}; a system that runs refuses it from its next start on")
+        print_json({"revoked": client, "in_force": known})
+        return 0
+    click.echo(f"{green('revoked')}  {client}")
+    _say_taken_in(known)
+    return 0
+
+
+@secure.command(short_help="Give an identity another seed.")
+@click.argument("identity")
+@common
+def rotate(options: Options, identity: str) -> int:
+    """Give IDENTITY another seed: a client's name, or a name that `dspex secure list` shows.
+
+    A running system ends the connections made with the old one within seconds; its own processes connect again with the
+    new one. A client needs its new .nk.
+    """
+    from dspex.core.errors import ConfigurationError
+
+    secured = _existing(options)
+    found = secured.identity(identity)
+    if found is None:
+        raise ConfigurationError(f"there is no identity {identity} in {secured.folder}; `dspex secure list` names them")
+    secured.rotate(*found)
+    known = _taken_in(options, secured)
+    if options.json:
+        print_json({"rotated": Path(secured.context(*found)).stem, "in_force": known})
+        return 0
+    click.echo(f"{green('rotated')}  {dim(secured.context(*found).removesuffix('.json') + '.nk')}")
+    _say_taken_in(known)
     return 0
 
 
@@ -129,6 +165,31 @@ def rules(options: Options) -> int:
     for role, publish, subscribe in within:
         click.echo(f"| {role} | {_code(publish)} | {_code(subscribe)} |")
     return 0
+
+
+def _taken_in(options: Options, secured: Secured) -> bool | None:
+    """Whether the system that runs in this folder has taken the change in, which is waited for; None: none runs."""
+    from dspex.compose.settings import PLACE, Place
+
+    try:
+        place = Place.model_validate_json((options.settings().data / PLACE).read_bytes())
+        os.kill(place.pid, 0)
+    except (OSError, ValueError):
+        return None
+    until = time.monotonic() + PATIENCE
+    while not secured.in_force and time.monotonic() < until:
+        time.sleep(0.1)
+    return secured.in_force
+
+
+def _say_taken_in(known: bool | None) -> None:
+    if known:
+        click.echo("The system that runs has taken it in.")
+    elif known is False:
+        click.echo(
+            "The system that runs has not taken it in: it has no access rules, or a server of your own, which is to\n"
+            "include what `dspex secure show` prints, and to be told twice to reload."
+        )
 
 
 def _code(subjects: str) -> str:

@@ -19,6 +19,7 @@ import click
 from dspex.console.bodies import example_of
 from dspex.console.options import Options, common
 from dspex.console.render import bold, clean, dim, green, print_json, red, shorten, yellow
+from dspex.core.masking import masked
 
 if TYPE_CHECKING:
     from dspex.compose.root import Plan
@@ -62,9 +63,9 @@ def up(
 
     settings, plans = _plans(options, app, agents, durability, log)
     if port and settings.nats:
-        raise click.UsageError(f"--port is for our own server, but {settings.nats} is to be used")
+        raise click.UsageError(f"--port is for our own server, but {masked(settings.nats)} is to be used")
     if host and settings.nats:
-        raise click.UsageError(f"--host is for our own server, but {settings.nats} is to be used")
+        raise click.UsageError(f"--host is for our own server, but {masked(settings.nats)} is to be used")
     warning = exposed(settings.nats or f"nats://{host or LOOPBACK}", settings.nats, secure)
     if warning:
         click.echo(f"{yellow('dspex:')} {warning}", err=True)
@@ -85,20 +86,27 @@ def up(
 def exposed(url: str, given: str | None, secure: bool) -> str:
     """What is to be said of a server that others can reach and that lets everybody in; "" when there is nothing.
 
-    `given` is the URL of somebody else's server, which is asked whether it wants credentials."""
+    `given` is the URL of somebody else's server, which is asked where it listens and whether it wants credentials."""
+    if secure:
+        return ""
+    reached = [place for place in url.split(",") if _open_to_others(place, bool(given))]
+    if not reached:
+        return ""
+    return (
+        f"{masked(','.join(reached))} is reached from other machines and lets everybody in: whoever connects can read, "
+        "forge and erase everything. Use --secure, or listen on 127.0.0.1"
+    )
+
+
+def _open_to_others(place: str, given: bool) -> bool:
     from dspex.bus.probe import is_loopback, probe
 
-    if secure or all(is_loopback(place) for place in url.split(",")):
-        return ""
-    if given:
-        info = probe(given)
-        if info is None or info.get("auth_required") or info.get("tls_verify"):
-            return ""
-    where = given or url
-    return (
-        f"{where} is reached from other machines and lets everybody in: whoever connects can read, forge and erase "
-        "everything. Use --secure, or listen on 127.0.0.1"
-    )
+    if not given:
+        return not is_loopback(place)
+    info = probe(place)
+    if info is None or info.get("auth_required") or info.get("tls_verify"):
+        return False
+    return not is_loopback(place) or not is_loopback(str(info.get("host") or "127.0.0.1"))
 
 
 def _plans(
@@ -151,7 +159,7 @@ class _Teller:
 
     def begin(self) -> None:
         if not self.as_json:
-            where = self.settings.nats or f"a NATS server in {self.settings.data}"
+            where = masked(self.settings.nats or "") or f"a NATS server in {self.settings.data}"
             click.echo(dim(f"starting on {where} …"))
             sys.stdout.flush()
 
@@ -192,7 +200,7 @@ class _Teller:
                 self._line(yellow(clean(event["reason"])))
             case "trouble":
                 self._line(red(event["reason"]))
-            case "better":
+            case "better" | "rules":
                 self._line(green(event["reason"]))
             case "serving" if event["agent"] in self.down:
                 self.down.discard(event["agent"])
@@ -212,6 +220,7 @@ class _Teller:
         click.echo(f"{dim(time.strftime('%H:%M:%S'))} {text}", err=self.as_json)
 
     def _say_ready(self, url: str, data: str) -> None:
+        url = masked(url)
         if self.port and not url.endswith(f":{self.port}"):
             click.echo(
                 f"dspex: port {self.port} is taken; the server listens on {url.rpartition(':')[2]} instead", err=True

@@ -13,10 +13,11 @@ import functools
 import hashlib
 import importlib
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import msgspec
 from msgspec import Raw
@@ -27,12 +28,13 @@ from dspex.core.breaker import Breaker
 from dspex.core.errors import DspexError, EffectFailed
 from dspex.core.events import EffectRecorded
 from dspex.core.request import as_code, places_of, request_of
+from dspex.core.retry import Retry
 from dspex.core.spending import Cost, Spent, cost_of
 
 __all__ = [
-    "Call", "Diverged", "Effect", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching", "call_program",
-    "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded", "spend",
-    "unseen",
+    "Call", "Diverged", "Effect", "Lasting", "Performing", "Runtime", "Scope", "ask_now", "begin", "branching",
+    "call_program", "cancelled", "effect", "entered", "failed", "here", "idempotency_key", "outcome_of", "recorded",
+    "spend", "time_left", "unseen", "when_cut",
 ]  # fmt: skip
 
 MAX_WORDS = 1000
@@ -110,6 +112,7 @@ class Call(msgspec.Struct, frozen=True):
     request: bytes = b"null"
     private: bool = False
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    retry: Retry | None = None
     breaker: Breaker | None = None
     plain: Callable[[], Any] | None = None
     cost: Cost | None = None
@@ -213,20 +216,56 @@ def unseen() -> Iterator[None]:
         _scope.reset(token)
 
 
+class Lasting(Protocol):
+    """What takes time, and may be stopped before it ends."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it was stopped."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that it may still take."""
+
+
 class Performing:
     """`with Performing(…):` one effect is performed. What it does is part of it: effects inside of it are not recorded
     themselves, and it has an idempotency key, made of the task's `life` and the effect's `place`."""
 
-    __slots__ = ("_life", "_place", "_token", "spent")
+    __slots__ = ("_closers", "_life", "_place", "_run", "_token", "cut", "spent")
     scope = None
 
-    def __init__(self, life: str, place: str) -> None:
-        self._life, self._place = life, place
+    def __init__(self, life: str, place: str, run: Lasting | None = None) -> None:
+        self._life, self._place, self._run = life, place, run
+        self._closers: list[Callable[[], None]] = []
         self.spent: Spent | None = None
+        self.cut = False
+        """Nobody waits for it any more."""
 
     def __enter__(self) -> Self:
         self._token = _scope.set(self)
         return self
+
+    @property
+    def over(self) -> bool:
+        return self.cut or (self._run is not None and self._run.over)
+
+    @property
+    def left(self) -> float:
+        return math.inf if self._run is None else self._run.left
+
+    def stop(self) -> None:
+        """Nobody waits for it any more: what it has open is closed."""
+        self.cut = True
+        for close in list(self._closers):
+            with suppress(Exception):
+                close()
+
+    def when_cut(self, close: Callable[[], None]) -> None:
+        """Have `close` called when nobody waits for the effect any more, by another thread than its own."""
+        self._closers.append(close)
+        if self.over:
+            close()
 
     def __exit__(self, *raised: object) -> None:
         _scope.reset(self._token)
@@ -243,6 +282,34 @@ def idempotency_key() -> str:
     """
     inside = _scope.get()
     return inside.idempotency_key if isinstance(inside, Performing) else ""
+
+
+def cancelled() -> bool:
+    """Whether what this code is part of is over: its task was cancelled, or its time is up, or nobody waits for its
+    effect any more. A plain function, which nothing can stop, looks now and then and returns."""
+    inside = _lasting()
+    return inside is not None and inside.over
+
+
+def time_left() -> float:
+    """Seconds until the time of the task is up, by its `timeout` and its deadline; infinite outside of a system. For
+    the timeouts of what an effect asks outside."""
+    inside = _lasting()
+    return math.inf if inside is None else max(0.0, inside.left)
+
+
+def when_cut(close: Callable[[], None]) -> None:
+    """Inside an effect: have something closed as soon as nobody waits for the effect any more."""
+    inside = _scope.get()
+    if isinstance(inside, Performing):
+        inside.when_cut(close)
+
+
+def _lasting() -> Lasting | None:
+    inside: object = _scope.get()
+    if isinstance(inside, Scope):
+        inside = inside.runtime
+    return cast(Lasting, inside) if hasattr(inside, "over") else None  # a replay's runtime takes no time
 
 
 def spend(*, usd: float = 0.0, tokens: int = 0, model: str = "") -> None:
@@ -266,10 +333,11 @@ class Effect(Generic[P, R]):
 
     def __init__(
         self, function: Callable[P, Any], name: str | None = None, *, read_only: bool = False,
-        hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None, cost: Cost | None = None,
+        hidden: Sequence[str] = (), private: bool = False, retry: Retry | None = None, breaker: Breaker | None = None,
+        cost: Cost | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
-        self.breaker, self.cost = breaker, cost
+        self.retry, self.breaker, self.cost = retry, breaker, cost
         self._hidden = places_of(function, hidden)
         self.private = private
         self._function = function
@@ -297,8 +365,8 @@ class Effect(Generic[P, R]):
             key=key, name=name, digest=digest, request=request,
             act=lambda: function(*args, **kwargs) if self._is_async else asyncio.to_thread(function, *args, **kwargs),
             adapter=self.adapter, read_only=self.read_only, private=self.private, arguments=(args, kwargs),
-            breaker=self.breaker, plain=None if self._is_async else functools.partial(function, *args, **kwargs),
-            cost=self.cost,
+            retry=self.retry, breaker=self.breaker, cost=self.cost,
+            plain=None if self._is_async else functools.partial(function, *args, **kwargs),
         )  # fmt: skip
         return scope.runtime.perform(call) if in_loop else scope.runtime.perform_in_thread(call)
 
@@ -308,11 +376,12 @@ def effect(function: Callable[P, Any]) -> Any: ...
 @overload
 def effect(
     *, name: str | None = None, read_only: bool = False, hidden: Sequence[str] = (), private: bool = False,
-    breaker: Breaker | None = None, usd: float | None = None, tokens: int | None = None, model: str = "",
+    retry: Retry | None = None, breaker: Breaker | None = None, usd: float | None = None, tokens: int | None = None,
+    model: str = "",
 ) -> Callable[[Callable[P, Any]], Any]: ...
 def effect(
     function: Callable[P, Any] | None = None, *, name: str | None = None, read_only: bool = False,
-    hidden: Sequence[str] = (), private: bool = False, breaker: Breaker | None = None,
+    hidden: Sequence[str] = (), private: bool = False, retry: Retry | None = None, breaker: Breaker | None = None,
     usd: float | None = None, tokens: int | None = None, model: str = "",
 ) -> Any:  # fmt: skip
     """Mark a function or tool as an effect: `@effect` or `@effect(name="charge")`.
@@ -326,8 +395,9 @@ def effect(
     `private` seals all that is recorded of it with the task's key; in a program with a Private field every effect is
     sealed. Raises DefinitionError for a hidden parameter that the function has not.
 
-    With a `breaker` it raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the
-    program that was.
+    With `retry` one that raises is performed again, later and later, under the same idempotency key; every try is in
+    the log, and a crash does not begin the count anew. What it raised the last time is its outcome. With a `breaker` it
+    raises BreakerOpen at once when too many of its calls failed lately, in whichever agent of the program that was.
 
     `usd` and `tokens` are the most that one call may cost: so much of every budget is reserved before it is performed,
     and it raises BudgetExhausted when a budget has not so much left. Inside, `spend` says what it was; `model` names
@@ -335,7 +405,7 @@ def effect(
     """
     costs = usd is not None or tokens is not None or model
     options: dict[str, Any] = {
-        "read_only": read_only, "hidden": hidden, "private": private, "breaker": breaker,
+        "read_only": read_only, "hidden": hidden, "private": private, "retry": retry, "breaker": breaker,
         "cost": cost_of(usd or 0.0, tokens or 0, model) if costs else None,
     }  # fmt: skip
     if function is None:

@@ -13,11 +13,11 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 __all__ = [
     "PAYLOADS", "AgentCrashed", "AgentGaveUp", "AgentStarted", "AgentStopped", "AssignmentProposed", "AttemptDied",
     "BreakerClosed", "BreakerHalfOpened", "BreakerOpened", "BudgetLeased", "BudgetSettled", "DoorsClosed",
-    "DoorsOpened", "EffectRecorded", "Event", "Head", "Held", "InputSealed", "KeyBound", "LimitCleared",
-    "LimitReached", "LimitSet", "OutcomeReported", "Payload", "Permit", "ProgramRegistered", "ProgramReloaded",
-    "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled", "TaskClaimed", "TaskCompleted",
-    "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten", "TaskForked", "TaskResubmitted",
-    "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
+    "DoorsOpened", "EffectRecorded", "EffectRetried", "EffectsInterrupted", "Event", "Head", "Held", "InputSealed",
+    "Interrupted", "KeyBound", "LimitCleared", "LimitReached", "LimitSet", "OutcomeReported", "Payload", "Permit",
+    "ProgramRegistered", "ProgramReloaded", "ProgramScaled", "SignalReceived", "SignalSent", "TaskCancelled",
+    "TaskClaimed", "TaskCompleted", "TaskDeadLettered", "TaskDropped", "TaskDuplicate", "TaskFailed", "TaskForgotten",
+    "TaskForked", "TaskResubmitted", "TaskRetried", "TaskSleeping", "TaskSubmitted", "UnknownEvent", "Usage",
 ]  # fmt: skip
 
 
@@ -145,6 +145,34 @@ class EffectRecorded(Payload, frozen=True, kw_only=True):
     seconds: float = 0.0
     usage: Usage | UnsetType = UNSET
     held: Held | UnsetType = UNSET
+
+
+class EffectRetried(Payload, frozen=True, kw_only=True):
+    """An effect raised, and its policy says to do it again at `until`: its try number `retry` + 1. `type` is the class
+    of what it raised, `usage` what that try has cost."""
+
+    key: str
+    name: str
+    retry: int
+    type: str
+    until: float
+    usage: Usage | UnsetType = UNSET
+
+
+class Interrupted(Struct, frozen=True):
+    """An effect that was under way when its run was stopped: its place, its name, and the key that it gave outside."""
+
+    key: str
+    name: str
+    idempotency_key: str
+
+
+class EffectsInterrupted(Payload, frozen=True, kw_only=True):
+    """These effects of an attempt were under way when it was stopped, and nobody knows what they did."""
+
+    attempt: int
+    agent: str
+    effects: list[Interrupted]
 
 
 class TaskSleeping(Payload, frozen=True, kw_only=True):
@@ -453,11 +481,11 @@ PAYLOADS: dict[str, type[Payload]] = {
     kind.__name__: kind
     for kind in (
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
-        EffectRecorded, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed, TaskDuplicate, TaskDeadLettered,
-        TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered, ProgramScaled, ProgramReloaded,
-        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, AgentGaveUp,
-        BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened,
-        LimitSet, LimitCleared, LimitReached, BudgetLeased, BudgetSettled,
+        EffectRecorded, EffectRetried, EffectsInterrupted, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed,
+        TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
+        ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted,
+        AgentStopped, AgentCrashed, AgentGaveUp, BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed,
+        DoorsOpened, LimitSet, LimitCleared, LimitReached, BudgetLeased, BudgetSettled,
     )
 }  # fmt: skip
 

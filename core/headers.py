@@ -12,7 +12,7 @@ __all__ = [
     "ACTOR", "ASSIGNMENT", "CAUSATION", "CODE", "CORRELATION", "DEADLINE", "ERROR", "ERROR_CODE", "EXPECTED", "FORK",
     "KEY", "KNOWN", "PARENT", "REPLY", "REQUEST_INFO", "RETRY", "RETRY_AFTER", "SEALED", "STUDY", "SUBJECT", "TASK",
     "TIME", "WAIT",
-    "deadline_of", "fork_of", "key_of", "reply_of", "retry_after_of", "sealed", "wait_of",
+    "deadline_of", "fork_of", "key_of", "ours", "reply_of", "retry_after_of", "sealed", "wait_of",
 ]  # fmt: skip
 
 ACTOR = "Dspex-Actor"
@@ -57,7 +57,13 @@ ERROR = "Nats-Service-Error"
 MAX_KEY = 256
 DEFAULT_WAIT = 25.0
 MAX_REPLY = 2000
+_OURS = re.compile(r"(?i)dspex-|traceparent$|tracestate$|nats-msg-id$")
 _INBOX = re.compile(r"(?:_INBOX|_R_)(?:\.[^\s.*>]+)+")
+
+
+def ours(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that mean something here. A private program's others are not kept: they may hold anything."""
+    return {name: value for name, value in headers.items() if _OURS.match(name)}
 
 
 def sealed(headers: Mapping[str, str]) -> str | None:

@@ -12,7 +12,8 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +35,13 @@ from dspex.core.events import (
 )
 
 __all__ = [
-    "INLINE", "KEY", "PRIVATE", "SECRET_PATTERN", "Guard", "guard_of", "hidden", "open_part", "opened", "place_of",
-    "seal", "text_of", "unseal", "value_of", "with_value",
+    "INLINE", "KEY", "PRIVATE", "Guard", "guard_of", "hidden", "open_part", "opened", "place_of",
+    "seal", "secret_pattern", "text_of", "unseal", "value_of", "with_value",
 ]  # fmt: skip
 
 PRIVATE = "x-dspex-private"
 """The mark of a private field in its JSON Schema."""
-SECRET_PATTERN = "^(env|file):.+$"
-"""The pattern of a Secret in its JSON Schema: a reference, never the value."""
+_SECRET_PATTERN = re.compile(r"\^\(env\|file(\|[a-z0-9_]+)*\):\.\+\$")
 INLINE = 256 << 10
 """Bytes of a value that an event holds itself; more go to the object store."""
 KEY = 32
@@ -83,7 +83,12 @@ def _is_private(schema: Mapping[str, Any]) -> bool:
 
 
 def _is_secret(schema: Mapping[str, Any]) -> bool:
-    return schema.get("pattern") == SECRET_PATTERN
+    return _SECRET_PATTERN.fullmatch(str(schema.get("pattern", ""))) is not None
+
+
+def secret_pattern(schemes: Iterable[str]) -> str:
+    """The pattern of a Secret in its JSON Schema: a reference, never the value."""
+    return f"^({'|'.join(sorted(schemes, key=lambda name: (name not in ('env', 'file'), name)))}):.+$"
 
 
 def _fields(schema: Mapping[str, Any], marked: Any) -> frozenset[str]:

@@ -301,17 +301,6 @@ class Tree:
         self._leave(node)
         return self._settled(now)
 
-    def revive(self, name: str, now: float) -> list[Action]:
-        """Try again with what was given up or has ended. Raises KeyError."""
-        node = self._children.get(name) or self._groups[name]
-        if isinstance(node, _Group):
-            node.given_up = node.leaving = False
-            node.fails, node.due = 0, now
-        for child in node.below() if isinstance(node, _Group) else (node,):
-            if not child.alive:
-                child.state, child.leaving, child.fails, child.due, child.why = "down", False, 0, now, ""
-        return self._settled(now)
-
     # -- how things stand
 
     def state(self, name: str) -> tuple[State | Literal["waiting", "restarting"], int, str]:

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from dspex.core.sealing import PRIVATE, SECRET_PATTERN
+from dspex.core.sealing import PRIVATE, secret_pattern
 from dspex.core.tensor import Shape, Tensor, plain
 
 __all__ = [
@@ -262,26 +262,37 @@ class Label(BaseModel):
         return self
 
 
-_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,254}|file:[^\s\x00](?:[^\x00-\x1f]{0,4094}[^\s\x00])?")
+SCHEMES = {"env", "file"}
+"""Where a secret may be; `agents.secrets` adds those that other distributions resolve."""
+_ENV = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,254}")
+_ELSEWHERE = re.compile(r"([a-z][a-z0-9_]{0,31}):[^\s\x00](?:[^\x00-\x1f]{0,4094}[^\s\x00])?")
 _SECRET_DUE = "a reference such as env:NAME or file:/path is due, never the secret itself"
+
+
+def _is_reference(text: str) -> bool:
+    if _ENV.fullmatch(text):
+        return True
+    found = _ELSEWHERE.fullmatch(text)
+    return found is not None and found[1] != "env" and found[1] in SCHEMES
 
 
 class Secret(str):
     """A reference to a secret: `env:OPENAI_API_KEY` or `file:/path`, never the value.
 
-    Who needs the value reads it at the edge. What is not a reference is refused without being shown.
+    `dspex.reveal` reads the value, at the edge and when it is used. Other distributions may add schemes. What is not a
+    reference is refused without being shown.
     """
 
     __slots__ = ()
 
     def __new__(cls, reference: str) -> Self:
-        if not isinstance(reference, str) or not _SECRET.fullmatch(reference):
+        if not isinstance(reference, str) or not _is_reference(reference):
             raise ValueError(_SECRET_DUE)
         return super().__new__(cls, reference)
 
     @property
     def scheme(self) -> str:
-        """Where to look: `env` or `file`."""
+        """Where to look: `env`, `file`, or what another distribution adds."""
         return self.partition(":")[0]
 
     @property
@@ -312,7 +323,7 @@ class Secret(str):
     ) -> JsonSchemaValue:
         return {
             "type": "string",
-            "pattern": SECRET_PATTERN,
+            "pattern": secret_pattern(SCHEMES),
             "description": "A reference, never the value.",
         }
 

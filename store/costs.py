@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from dspex.core.costs import CostQuery, CostRow, Costs
 from dspex.core.errors import Unavailable
-from dspex.core.events import EffectRecorded, Event
+from dspex.core.events import EffectRecorded, EffectRetried, Event
 from dspex.core.subjects import parse_aggregate
 from dspex.store.projections import DROPPED, Views
 
@@ -39,7 +39,7 @@ class CostTable:
 
     def apply(self, run: sqlite3.Connection, events: Sequence[Event]) -> None:
         for event in events:
-            if not isinstance(event.data, EffectRecorded) or event.data.usage is UNSET:
+            if not isinstance(event.data, (EffectRecorded, EffectRetried)) or event.data.usage is UNSET:
                 continue
             usage = event.data.usage
             _, program, task = parse_aggregate(event.aggregate)

@@ -184,3 +184,16 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="/", env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+KNOWN_BAD = {"litellm": ("1.82.7", "1.82.8")}
+"""Versions that were malicious, or had to be withdrawn: nobody gets them, not even by way of another package."""
+
+
+@pytest.mark.parametrize("package", KNOWN_BAD)
+def test_versions_that_are_known_to_be_bad_are_kept_out(package: str) -> None:
+    refused = next(each for each in PROJECT["tool"]["uv"]["constraint-dependencies"] if each.startswith(package))
+    locked = (ROOT / "requirements.lock").read_text().lower()
+    for version in KNOWN_BAD[package]:
+        assert f"!={version}" in refused
+        assert f"{package}=={version} " not in locked

@@ -20,8 +20,8 @@ PUBLIC = [
     "ModelResponse", "NotFound", "Private", "Probability", "Program", "ProgramDescription", "ProgramFailed",
     "ReasoningChain", "Replay", "Retry", "Schema", "Score", "Secret", "Space", "System", "TaskError", "Tensor",
     "TokenList", "Unavailable", "Upkeep", "adead_letters", "adiff", "adrop_task", "afind_tasks", "afork", "aretry_task",
-    "computed", "constraint", "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http",
-    "idempotency_key", "retry_task", "spend", "variable",
+    "cancelled", "computed", "constraint", "dead_letters", "diff", "drop_task", "effect", "find_tasks", "fork", "http",
+    "idempotency_key", "retry_task", "reveal", "spend", "time_left", "variable",
 ]  # fmt: skip
 
 HEAVY = {

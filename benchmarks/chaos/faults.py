@@ -283,10 +283,13 @@ FAULTS: dict[str, Fault] = {
     **{name: _of_cluster(fault) for name, fault in CLUSTER.items()},
 }
 MIXES = {
+    **{kind: tuple(name for name in FAULTS if name.startswith(f"{kind}-") and name not in CLUSTER)
+       for kind in ("kill", "stop", "slow", "clock")},
     "mixed": tuple(name for name in FAULTS if name not in CLUSTER),
     "cluster-mixed": tuple(CLUSTER),
 }
-"""All faults of one machine, one beginning while others are held; and all of a cluster, one after the other."""
+"""All faults of a kind, each in turn; all of one machine, one beginning while others are held; and all of a cluster,
+one after the other."""
 
 
 def schedule(names: Sequence[str], seed: int, every: tuple[float, float], length: int = 1000) -> list[Planned]:

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "dspex.core.program": ("Program", "ProgramDescription"),
     "dspex.core.breaker": ("Breaker",),
-    "dspex.core.effects": ("effect", "idempotency_key", "spend"),
+    "dspex.core.effects": ("cancelled", "effect", "idempotency_key", "spend", "time_left"),
     "dspex.core.retry": ("Retry",),
     "dspex.core.schema": ("Schema",),
     "dspex.core.supervision": ("Intensity",),
@@ -22,7 +22,7 @@ _HOME = {
     "dspex.core.space": ("Assignment", "Space"),
     "dspex.core.types": (
         "AttentionWeights", "Confidence", "Embedding", "Label", "ModelResponse", "Private", "Probability",
-        "ReasoningChain", "Score", "Secret", "Tensor", "TokenList",
+        "ReasoningChain", "Score", "Tensor", "TokenList",
     ),
     "dspex.core.errors": (
         "BreakerOpen", "BudgetExhausted", "ConfigurationError", "Conflict", "ConnectionFailed", "DeadlineExceeded",
@@ -30,6 +30,7 @@ _HOME = {
         "DspexError", "EffectFailed", "Forgotten", "InvalidAssignment", "InvalidInput", "LimitExceeded", "LogCorrupt",
         "LogError", "NotFound", "ProgramFailed", "TaskError", "Unavailable",
     ),
+    "dspex.agents.secrets": ("Secret", "reveal"),
     "dspex.compose.find": ("afind_tasks", "find_tasks"),
     "dspex.compose.forks": ("afork", "fork"),
     "dspex.compose.letters": (
@@ -44,6 +45,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from dspex.agents.secrets import Secret as Secret
+    from dspex.agents.secrets import reveal as reveal
     from dspex.compose.find import afind_tasks as afind_tasks
     from dspex.compose.find import find_tasks as find_tasks
     from dspex.compose.forks import afork as afork
@@ -61,9 +64,11 @@ if TYPE_CHECKING:
     from dspex.compose.replays import diff as diff
     from dspex.compose.system import System as System
     from dspex.core.breaker import Breaker as Breaker
+    from dspex.core.effects import cancelled as cancelled
     from dspex.core.effects import effect as effect
     from dspex.core.effects import idempotency_key as idempotency_key
     from dspex.core.effects import spend as spend
+    from dspex.core.effects import time_left as time_left
     from dspex.core.errors import BreakerOpen as BreakerOpen
     from dspex.core.errors import BudgetExhausted as BudgetExhausted
     from dspex.core.errors import ConfigurationError as ConfigurationError
@@ -99,7 +104,6 @@ if TYPE_CHECKING:
     from dspex.core.types import Probability as Probability
     from dspex.core.types import ReasoningChain as ReasoningChain
     from dspex.core.types import Score as Score
-    from dspex.core.types import Secret as Secret
     from dspex.core.types import Tensor as Tensor
     from dspex.core.types import TokenList as TokenList
     from dspex.core.upkeep import Upkeep as Upkeep

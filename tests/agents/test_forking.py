@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 from tests.agents.delivering import nothing_private
 
 from dspex import InvalidInput, NotFound, Program, Schema, effect, idempotency_key
@@ -21,7 +22,7 @@ from dspex.bus.pull import Delivery
 from dspex.core import effects
 from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
-from dspex.core.events import EffectRecorded, Event, Head, Payload, TaskCompleted, TaskForked
+from dspex.core.events import EffectRecorded, Event, Head, Payload, TaskCompleted, TaskForked, Usage
 from dspex.core.history import remembered
 from dspex.core.ports import Appended, Conflict
 from dspex.core.subjects import Subjects
@@ -82,7 +83,7 @@ class Log(MemoryLog):
 
 def run_of(log: MemoryLog, task: int) -> Run:
     """An attempt on a task, with nothing but a log."""
-    delivery = cast(Delivery, type("Given", (), {"position": task})())
+    delivery = cast(Delivery, type("Given", (), {"position": task, "wake": 0})())
     none, loop = cast(Any, None), asyncio.get_running_loop()
     seat = Seat("a", "x", "c", "/agents/a", log, none, none, 1 << 20, loop, *nothing_private())
     return Run(seat, delivery, cast(Any, None), "plans", 0.0, 1e9)
@@ -208,3 +209,14 @@ async def test_a_parent_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidInput, match=f"task {parent} has versions 0 to 0, there is no 1"):
         await begin_fork(run, str(parent), 1, log, SUBJECTS)
     assert await events_of(log, task) == []
+
+
+async def test_a_fork_pays_nothing_for_what_it_shares() -> None:
+    log = Log(subjects=SUBJECTS)
+    parent = await submit(log)
+    usage = Usage(0.5, 10, 1, "small")
+    await write(run_of(log, parent), EffectRecorded(key="k", name="e", digest="", result=msgspec.Raw(b"1"), usage=usage))
+    task = await submit(log)
+    await begin_fork(run_of(log, task), str(parent), 2, log, SUBJECTS)
+    for story, paid in ((await events_of(log, parent), [usage]), (await events_of(log, task), [UNSET])):
+        assert [event.data.usage for event in story if isinstance(event.data, EffectRecorded)] == paid

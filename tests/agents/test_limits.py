@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 from dspex.agents import limiter as module
 from dspex.agents.budgets import Budgets
 from dspex.agents.limiter import Limiter
+from dspex.agents.limits import Limits
 from dspex.bus.wire import Message
 from dspex.core.audit import Audit
 from dspex.core.codec import events_of
 from dspex.core.errors import BudgetExhausted, LogError
 from dspex.core.events import Event, Usage
-from dspex.core.lending import Answer, Ask, Pace
+from dspex.core.lending import Answer, Ask, Pace, Paced
 from dspex.core.limits import Scope, limit_of, parse_scope
 from dspex.core.spending import Cost
 from dspex.core.subjects import Subjects
@@ -223,3 +225,32 @@ async def test_an_agent_hears_only_of_limits_that_may_concern_it_and_speaks_for_
     assert (await say(limiter, Ask("p-1-a", "p-1", seen=answer.seen))).limits is None
     with pytest.raises(Exception, match="is no agent of q"):
         await say(limiter, Ask("p-1-a", "p-1"), program="q")
+
+
+async def test_who_stands_still_says_what_it_has_now_and_not_what_it_had_when_it_last_spoke() -> None:
+    """A permit that came with the last answer, and a task that took it, were in no word of ours yet."""
+    held, sent = 0, list[Ask]()
+
+    class Other:
+        def call(self, subject: str, word: bytes) -> asyncio.Future[None]:
+            sent.append(msgspec.json.decode(word, type=Ask))
+            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            answer.set_result(None)
+            return answer
+
+    client: Any = Other()
+    limits = Limits(client, Subjects(), "p", "p-1", 4, lambda: held)
+    limits._change({P: limit_of({"concurrency": "1"})})
+    gate = limits._gates[P]
+    assert gate.word().have == 0
+    gate.hear(Paced(cap=1), time.monotonic(), 1.0)
+    held = 1
+    limits._keeper = asyncio.create_task(asyncio.sleep(0))
+    limits.speak_for(client)
+    [said] = sent
+    assert said.paces["p"] == Pace(have=1, want=1, use=1)
+    log = MemoryLog()
+    limiter = await limiter_of(log, p={"concurrency": "1"})
+    await say(limiter, Ask(limits.holder, "p-1", paces={"p": Pace(want=4)}))
+    await say(limiter, said)
+    assert (await say(limiter, Ask("p-2-a", "p-2", paces={"p": Pace(want=4)}))).paces["p"].cap == 0

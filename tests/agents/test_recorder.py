@@ -38,7 +38,9 @@ class Fake:
 
     id = "7"
     limit = 1 << 20
-    lenient = False
+    lenient = over = False
+    deadline: float | None = None
+    left = 60.0
 
     def __init__(self) -> None:
         self.claimed = self.suspended = False

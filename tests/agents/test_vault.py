@@ -179,6 +179,7 @@ async def test_keys_are_sealed_with_the_master_key() -> None:
 def test_a_master_key_is_a_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MASTER", "m" * 40)
     (tmp_path / "master").write_text("m" * 40 + "\n")
+    (tmp_path / "master").chmod(0o600)
     assert master_from("env:MASTER") == master_from(f"file:{tmp_path}/master") != b""
     assert master_from("") == b""
     monkeypatch.setenv("SHORT", "m")

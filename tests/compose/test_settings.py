@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dspex.compose.settings import DEFAULT_URL, Settings, find_server, load_settings
+from dspex.core.doors import Marks
 from dspex.core.errors import ConfigurationError
 from dspex.core.supervision import Intensity
 from dspex.core.upkeep import Named, Upkeep
@@ -150,3 +151,29 @@ def test_supervision_as_it_is_written(tmp_path: Path) -> None:
     )  # fmt: skip
     assert settings.upkeep("reader").intensity == Intensity(3, 10)
     assert settings.named() == (Named("pair", ("qabot",), "rest_for_one", Intensity(2, 5)),)
+
+
+def test_the_doors_table_says_when_new_tasks_are_refused(here: Path) -> None:
+    assert load().doors.marks() == Marks()
+    (here / "dspex.toml").write_text(
+        '[doors]\nhigh_water = "90%"\nmax_bytes = "1.5 GiB"\nroom = "64 MiB"\nmax_open = 500\n'
+        '[programs.qabot]\napp = "qa.py"\nmax_queue = 20\n'
+    )
+    settings = load()
+    marks = settings.doors.marks()
+    assert (marks.high_water, marks.max_bytes, marks.room, marks.max_open) == (0.9, 3 << 29, 64 << 20, 500)
+    assert marks.low_water < 0.9, "what is not said follows what is"
+    assert settings.programs["qabot"].max_queue == 20
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('high_water = "120%"', "doors.high_water"), ('low_water = "85%"', "low_water 85% and high_water 80%"),
+        ('room = "1 mile"', "doors.room"), ("max_open = 0", "doors.max_open"),
+    ],
+)  # fmt: skip
+def test_marks_that_make_no_sense_are_refused_with_their_name(here: Path, line: str, words: str) -> None:
+    (here / "dspex.toml").write_text(f"[doors]\n{line}\n")
+    with pytest.raises(ConfigurationError, match=words):
+        load()

@@ -230,3 +230,27 @@ def test_a_program_whose_setup_fails_is_refused(script: Script) -> None:
             say(refused=str(error))
     """)
     assert "the model file is missing" in said["refused"] and "Broken" in said["refused"]
+
+
+def test_a_system_with_access_rules_is_asked_as_its_console(script: Script) -> None:
+    said = script("""
+        with Echo.to_agent_system(secure=True, data=data, durability="process") as system:
+            task = system.submit(text="c")
+            say(asked=system.ask(text="ab").text, result=system.result(task).text, events=len(system.events(task)))
+            system.score(task, 1.0)
+            say(roles=[each["agent"].split("-")[0] for each in system.processes()], url=system.url)
+            say(open=[file.name for file in (Path(data) / "secure").iterdir() if file.stat().st_mode & 0o077])
+    """)
+    assert (said["asked"], said["result"], said["open"]) == ("abab", "cc", [])
+    assert said["events"] >= 2 and said["roles"][:3] == ["root", "server", "supervisor"] and said["url"].startswith("nats://")
+
+
+def test_a_log_without_access_rules_is_refused_in_words(script: Script) -> None:
+    said = script("""
+        try:
+            with Echo.to_agent_system(secure=True, log="sqlite", data=data):
+                pass
+        except ConfigurationError as error:
+            say(refused=str(error))
+    """)
+    assert "a system whose log is sqlite has no access rules yet" in said["refused"]

@@ -113,6 +113,13 @@ def test_up_warns_of_a_server_that_others_can_reach(tmp_path: Path) -> None:
     with Server(tmp_path / "open", host="0.0.0.0") as server:
         far = f"nats://0.0.0.0:{server.port}"
         assert "lets everybody in" in exposed(far, far, False)
+        near = f"nats://user:word@127.0.0.1:{server.port}"
+        said = exposed(near, near, False)
+        assert "lets everybody in" in said and "word" not in said, "it listens elsewhere, too"
+        some = f"nats://127.0.0.1:1,{far}"
+        assert exposed(some, some, False).startswith(far), "any of them"
+    with Server(tmp_path / "here") as server:
+        assert exposed(server.url, server.url, False) == ""
     rules = tmp_path / "rules.conf"
     rules.write_text("authorization { user: a, password: b }\n")
     with Server(tmp_path / "closed", host="0.0.0.0", access=rules) as server:

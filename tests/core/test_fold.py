@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
-from dspex.core.aggregates import FOLDS, AgentState, FleetState, InboxState, KeyState, ProgramState, VariablesState
+from dspex.core.aggregates import (
+    FOLDS,
+    AgentState,
+    FleetState,
+    InboxState,
+    KeyState,
+    LetterState,
+    ProgramState,
+    VariablesState,
+)
 from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
@@ -34,6 +43,8 @@ from dspex.core.events import (
     SignalReceived,
     TaskClaimed,
     TaskCompleted,
+    TaskDropped,
+    TaskResubmitted,
     TaskSleeping,
     TaskSubmitted,
     UnknownEvent,
@@ -63,6 +74,10 @@ LIVES: dict[str, list[Payload]] = {
     ],
     "inbox": [SignalReceived(name=name, position=at, value=Raw(b"1")) for name, at in (("a", 3), ("b", 4), ("a", 9))],
     "key": [KeyBound(key="k", task="1"), KeyBound(key="k", task="2")],
+    "dlq": [
+        TaskResubmitted(successor="2", key="a"), TaskResubmitted(successor="3", key="b", clean=True),
+        TaskDropped(actor="me", why="enough"),
+    ],
     "program": [registered("one"), registered("two")],
     "fleet": [
         ProgramScaled(program="p", supervisor="s", agents=2, least=1, most=8, by="me", why="I want it"),
@@ -97,6 +112,7 @@ LIVES: dict[str, list[Payload]] = {
 ENDS = {
     "inbox": InboxState({"a": 2, "b": 1}, 9),
     "key": KeyState("k", "1"),
+    "dlq": LetterState("3", {"a": "2", "b": "3"}, "me", "enough"),
     "program": ProgramState("two", "d", "p.py", {"a": 1}, {}, {}, 2),
     "fleet": FleetState(3, 1, 8, "load", "3 tasks wait", "c0de", 1),
     "agent": AgentState("gave up", 2, "agent", "p", 2, 1, "no luck"),

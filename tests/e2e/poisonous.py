@@ -14,6 +14,7 @@ class Careful(Program):
     """Says its number again after a while, unless it is told to end the process."""
 
     timeout = 60.0
+    attempts = 2
 
     class Input(Schema):
         n: int
@@ -36,3 +37,15 @@ class Careful(Program):
                 await self.sleep(2)
                 os._exit(4)
         return self.Output(n=input.n)
+
+
+class Steady(Careful):
+    """The same, with as many deaths as programs have unless they say otherwise."""
+
+    attempts = 3
+
+    class Input(Careful.Input):
+        pass
+
+    class Output(Careful.Output):
+        pass

@@ -41,6 +41,8 @@ SOON = 0.3
 """Seconds in which an attack has had its effect, if it is to have none."""
 LONG = 30.0
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @dataclass
 class Side:
@@ -280,6 +282,19 @@ async def stops_the_agents_of_another(side: Side) -> bool:
         await asyncio.wait_for(heard.wait(), LONG if side.works else SOON)
     await subscription.unsubscribe()
     return heard.is_set()
+
+
+@attack
+async def changes_the_limits_of_another(side: Side) -> bool:
+    wanted = json.dumps({"scope": "work", "limits": {"rate": "100000/s"}}).encode()
+    return await side.tried("dspex.limits.set", wanted) is not None
+
+
+@attack
+async def borrows_from_the_budget_of_another(side: Side) -> bool:
+    said = json.dumps({"holder": "work-mallory-1", "agent": "work-mallory-1"}).encode()
+    found = [await side.tried(f"dspex.limits.lease.{program}", said) for program in ("work", "again")]
+    return any(each is not None for each in found)
 
 
 @attack

@@ -146,6 +146,7 @@ async def test_the_history_names_every_attempt_and_how_it_ended(shared: Running,
     assert set(ends) <= {"exit 9", "lost"} and ends.count("exit 9") >= 2
     assert any(it["alone"] for it in found["attempts"]) and found["attempts"][0]["effects"] == 1
     assert [event["type"] for event in found["events"]][-1] == "TaskDeadLettered"
+    await dlq(shared, "drop", str(task), "--why", "it would kill again")
     raised = await dead(plain, book, do="raise")
     [found] = await dlq(shared, "show", str(raised))
     assert [(it["end"], it["where"]) for it in found["attempts"]] == [("500 ProgramFailed", "it is not to be")]

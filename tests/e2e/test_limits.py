@@ -267,7 +267,7 @@ async def test_studies_models_and_agents_have_limits_of_their_own(systems: Launc
     line = tmp_path / "line"
     limits = {"study:dear": {"usd": "0.02"}, "model:small": {"calls": "3"}, "study:slow": {"concurrency": "1"}}
     async with Counter.open() as (counter, port):
-        with systems(plan("Costly", 1), plan("Counted", 2), limits=limits) as system:
+        with systems(plan("Costly", 1), plan("Counted", 2), plan("Delegates", 1), limits=limits) as system:
             async with await Caller.connect(system.url) as caller:
                 in_study = {h.STUDY: "dear"}
                 done = []
@@ -276,6 +276,8 @@ async def test_studies_models_and_agents_have_limits_of_their_own(systems: Launc
                 said = [str(end) if isinstance(end, TaskError) else end["paid"] for end in done]
                 assert said[0] == said[2] == said[3] == 1
                 assert "usd of study:dear" in said[1] and "calls of model:small" in said[4]
+                [end] = await ends(caller, "delegates", await submit(caller, "delegates", 1, in_study, line=str(line)))
+                assert isinstance(end, TaskError) and end.code == 429 and "study:dear" in str(end)
                 slow = await submit(caller, "counted", 4, {h.STUDY: "slow"}, port=port, seconds=0.1)
                 assert await ends(caller, "counted", slow) == [{"done": True}] * 4
                 assert counter.most == 1

@@ -28,6 +28,8 @@ PLANS = tuple((f"{HERE}:{name}", count) for name, count in (("Vetting", 2), ("Cl
 MIB = 1 << 20
 DUE = b'{"verdict":"SECRET-record-of-SECRET-123 of Ann-in-the-open","size":27}'
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

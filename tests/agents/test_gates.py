@@ -1,4 +1,4 @@
-"""The breakers of several agents that share a log and a bus: what they agree on when they race, and when the log is away."""
+"""The breakers of several agents that share a log and a bus: what they agree on when they race, or the log is away."""
 
 from __future__ import annotations
 
