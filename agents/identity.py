@@ -7,6 +7,7 @@ its predecessor left behind, and can end exactly that one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -24,14 +25,17 @@ _held: list[int] = []
 
 
 def take_identity(file: Path) -> bool:
-    """Lock the identity for as long as this process lives; False when another process has it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Lock the identity for as long as this process lives; False when another process has it. On a full disk, or one
+    that knows no locks, it is better to serve without."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True
+    _held.append(descriptor)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return False
-    _held.append(descriptor)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
 
@@ -39,13 +43,15 @@ def holder_of(file: Path) -> int:
     """The process that has the identity; 0 when nobody has it, -1 when the kernel does not say who."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
         return 0
     try:
         if sys.platform != "linux":
             return _locked_by_somebody(descriptor)
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:
+        return 0
     finally:
         os.close(descriptor)
     return 0 if kind == fcntl.F_UNLCK else pid if pid > 0 else -1

@@ -118,7 +118,8 @@ class Supervisor:
         if self.parent:
             self._selector.register(self.parent, selectors.EVENT_READ, self.parent)
         if self.identities:
-            self.identities.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                self.identities.mkdir(parents=True, exist_ok=True)
         try:
             self._do(self.tree.begin(time.monotonic()))
             while not self.tree.over():

@@ -35,10 +35,10 @@ __all__ = ["Endpoint", "Request", "Service", "error_reply"]
 logger = logging.getLogger("dspex.bus")
 
 QUEUE = "q"
-LINGER = 60.0
-"""Seconds for which a request that was on its way is still taken after a stop."""
 MAX_BODY = 64 << 10
 """Bytes of a question, unless its endpoint takes more."""
+LINGER = 60.0
+"""Seconds for which a request that was on its way is still taken after a stop."""
 BUSY = 1.0
 """Seconds after which a request is worth trying again that came when a service had all it may work on."""
 Handler = Callable[["Request"], Coroutine[Any, Any, None] | None]

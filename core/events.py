@@ -483,9 +483,9 @@ PAYLOADS: dict[str, type[Payload]] = {
         TaskSubmitted, OutcomeReported, SignalSent, SignalReceived, TaskForked, TaskClaimed, AttemptDied,
         EffectRecorded, EffectRetried, EffectsInterrupted, TaskSleeping, TaskRetried, TaskCompleted, TaskFailed,
         TaskDuplicate, TaskDeadLettered, TaskCancelled, TaskResubmitted, TaskDropped, KeyBound, ProgramRegistered,
-        ProgramScaled, ProgramReloaded, AssignmentProposed, InputSealed, TaskForgotten, AgentStarted,
-        AgentStopped, AgentCrashed, AgentGaveUp, BreakerOpened, BreakerHalfOpened, BreakerClosed, DoorsClosed,
-        DoorsOpened, LimitSet, LimitCleared, LimitReached, BudgetLeased, BudgetSettled,
+        AssignmentProposed, InputSealed, TaskForgotten, AgentStarted, AgentStopped, AgentCrashed, BreakerOpened,
+        BreakerHalfOpened, BreakerClosed, DoorsClosed, DoorsOpened, AgentGaveUp, LimitSet, LimitCleared, LimitReached,
+        BudgetLeased, BudgetSettled, ProgramScaled, ProgramReloaded,
     )
 }  # fmt: skip
 

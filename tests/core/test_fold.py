@@ -14,7 +14,7 @@ from dspex.core.aggregates import (
     LetterState,
     ProgramState,
     VariablesState,
-)
+)  # fmt: skip
 from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState
 from dspex.core.events import (
