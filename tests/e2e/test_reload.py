@@ -40,7 +40,7 @@ async def test_reloads_under_load_lose_nothing_and_refuse_nobody(
                     await crowd.more(10)
                     write(file, version)
                     answer = await reload(teller)
-                    assert [it["program"] for it in answer["programs"]] == ["echo"], answer
+                    assert [it["program"] for it in answer.get("programs", ())] == ["echo"], answer
                     said = (await plain.ask("echo", {"n": 1})).json["version"]
                     assert said == version, "when it is done nobody begins with old code any more"
                 await crowd.more(10)
@@ -69,7 +69,7 @@ async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: Sy
                 await soon(lambda: len(agents(system)) == 3)
                 os.kill(system.supervisor(), signal.SIGKILL)
                 answer = await asked  # it was asked again, and the new supervisor rolled over to what it had already
-                assert [it["program"] for it in answer["programs"]] == ["echo"], answer
+                assert [it["program"] for it in answer.get("programs", ())] == ["echo"], answer
                 await crowd.more(10)
             story = await plain.until_ended("echo")
             story.check_once("echo", crowd.tasks)
