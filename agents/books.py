@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from dspex.agents import logtime
 from dspex.agents.journal import events_for
 from dspex.core.codec import decode_commit
 from dspex.core.errors import LogError
@@ -104,7 +104,7 @@ class Books:
                 state = book.ledger.state
                 leases = [lease for lease, holder in state.holders.items() if gone(holder)]
                 await self.write(book, [settled(book, lease, state.open[lease], True) for lease in leases])
-            if book.end < time.time() and not book.ledger.state.open and not book.lock.locked():
+            if book.end < logtime.now() and not book.ledger.state.open and not book.lock.locked():
                 self.books.pop(name, None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from dspex.agents import logtime
 from dspex.agents.books import Books, leased, reached, settled
 from dspex.agents.journal import events_for, record
 from dspex.bus.service import Endpoint, Request, Service
@@ -109,7 +110,7 @@ class Limiter:
         for scope, limit in self.limits.items():
             for resource in BUDGETS:
                 if (amount := limit.budget(resource)) is not None:
-                    book = await self._books.open(scope, resource, window_of(amount.unit, time.time()).id)
+                    book = await self._books.open(scope, resource, window_of(amount.unit, logtime.now()).id)
                     for holder in book.ledger.state.holders.values():
                         self._holders[holder] = time.monotonic()
         self._settled = time.monotonic() + (0.0 if fresh else SETTLE)
@@ -195,7 +196,7 @@ class Limiter:
 
     async def _pace(self, scope: Scope, limit: Limit, holder: str, pace: Pace) -> Paced:
         flow = self._flows.setdefault(scope, _Flow())
-        now, ripe = time.time(), time.monotonic() >= max(self._settled, flow.settled)
+        now, ripe = logtime.now(), time.monotonic() >= max(self._settled, flow.settled)
         flow.seen[holder] = time.monotonic()
         paced = Paced()
         if limit.concurrency is not None:
@@ -226,7 +227,7 @@ class Limiter:
         if used < of.count * 0.8 - 1e-9:
             return
         try:
-            book = await self._books.open(scope, limit, window_of(of.unit, time.time()).id)
+            book = await self._books.open(scope, limit, window_of(of.unit, logtime.now()).id)
             async with book.lock:
                 await self._books.write(book, reached(book, used, of.count))
         except LogError as error:
@@ -239,7 +240,7 @@ class Limiter:
             raise InvalidInput(f"{claim.resource[:40]!r} is no budget")
         limit = self.limits.get(scope)
         amount = limit.budget(claim.resource) if limit else None
-        now = time.time()
+        now = logtime.now()
         current = window_of(amount.unit, now) if amount else None
         window = claim.window or (current.id if current else "")
         if not window:
@@ -285,7 +286,7 @@ class Limiter:
         for resource in BUDGETS:
             if (amount := limit.budget(resource)) is None:
                 continue
-            window = window_of(amount.unit, time.time())
+            window = window_of(amount.unit, logtime.now())
             book = self._books.at(scope, resource, window.id)
             if book and book.ledger.used >= amount.count - 1e-9:
                 renews = 0.0 if math.isinf(window.end) else window.end
@@ -340,12 +341,12 @@ class Limiter:
         for scope, limit in list(self.limits.items()):  # a budget nobody has asked for since we began
             for resource in BUDGETS:
                 if (amount := limit.budget(resource)) is not None:
-                    await self._books.open(scope, resource, window_of(amount.unit, time.time()).id)
+                    await self._books.open(scope, resource, window_of(amount.unit, logtime.now()).id)
         rows = [self._row(scope) for scope in sorted(self.limits, key=str)]
         request.respond(msgspec.json.encode({"limits": rows}))
 
     def _row(self, scope: Scope) -> dict[str, Any]:
-        limit, state, now = self.limits.get(scope, Limit()), self._states.get(scope, LimitsState()), time.time()
+        limit, state, now = self.limits.get(scope, Limit()), self._states.get(scope, LimitsState()), logtime.now()
         used: dict[str, dict[str, Any]] = {}
         flow = self._flows.get(scope, _Flow())
         if limit.rate:

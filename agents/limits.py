@@ -17,6 +17,7 @@ from contextlib import suppress
 import msgspec
 from msgspec.structs import replace
 
+from dspex.agents import logtime
 from dspex.agents.budgets import Budgets, Reservation
 from dspex.agents.pacing import PLENTY, Gate
 from dspex.bus.client import Client
@@ -204,7 +205,7 @@ class Limits:
     def refuse(self, headers: dict[str, str], pending: int) -> None:
         """Raise for an ask that would find a budget used up, or that cannot wait so long as the rate makes it: an ask
         says with `Dspex-Wait` or `Dspex-Deadline` how long it can."""
-        now = time.time()
+        now = logtime.now()
         for it in self.used_up:
             if it.renews and it.renews <= now:
                 continue
@@ -314,7 +315,7 @@ class Limits:
 def _patience(headers: dict[str, str]) -> float | None:
     """Seconds that an ask can wait for its turn; None when it does not say. Raises InvalidInput."""
     said = [h.wait_of(headers)] if h.WAIT in headers else []
-    deadline = h.deadline_of(headers, time.time())
+    deadline = h.deadline_of(headers, logtime.now())
     if deadline is not None:
-        said.append(deadline - time.time())
+        said.append(deadline - logtime.now())
     return min(said, default=None)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from dspex.agents import logtime
 from dspex.core.lending import Pace, Paced
 from dspex.core.limits import Amount, Limit, Scope
 
@@ -57,7 +58,7 @@ class Gate:
         """About how many seconds until one more token of the rate comes, with none left here."""
         if self.limit.rate is None or self._tokens:
             return 0.0
-        return max(0.0, self._empty_at - time.time(), 0.0 if self._coming else 1 / self.limit.rate.per_second)
+        return max(0.0, self._empty_at - logtime.now(), 0.0 if self._coming else 1 / self.limit.rate.per_second)
 
     def take(self) -> None:
         """One starts: a token is used."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import uvloop
 
+from dspex.agents import logtime
 from dspex.agents.autoscale import Autoscale
 from dspex.agents.control import Control
 from dspex.agents.doorkeeper import Doorkeeper
@@ -181,6 +183,7 @@ class _Registrar:
         await self.keeper.recall()
         await self._set_doors(list(self.programs))
         limiter = Limiter(self.log, self.subjects, self.source, self._say_reached)
+        logtime.begin()  # a budget's day, and a bucket, must not jump with this machine's clock
         fresh = self.spec.alone and not self.life.restarts
         await limiter.recall(fresh=fresh)
         await limiter.configure(self.spec.limits, self.spec.limits_since, fresh=fresh)
@@ -189,7 +192,10 @@ class _Registrar:
         service.serve(Endpoint("guard", self.subjects.registry("guard.*"), self._tell))
         service.serve(Endpoint("register-own", self.subjects.registry("register.*"), self._take, most=MAX_REGISTRATION))
         started = AgentStarted(pid=os.getpid(), role=self.spec.role, restarts=self.life.restarts)
-        await record(self.log, aggregate("agent", self.spec.role, self.spec.name), [started], source=self.source)
+        name, began = aggregate("agent", self.spec.role, self.spec.name), time.monotonic()
+        head = await record(self.log, name, [started], source=self.source)
+        if entry := await self.log.entry(head.position):
+            logtime.between(entry.time, began, time.monotonic())
         work = (
             self._register_all(), lease.keep(), self.ground.work(), self.keeper.work(), limiter.work(),
         )

@@ -130,7 +130,7 @@ class Waiting:
         foreign = entry.headers.get(h.CODE, code) != code
         if state.status != "sleeping" and not foreign and not await self._was_taken_with(task, wake):
             return None
-        if state.status == "sleeping" and wake.delivered > 1:
+        if state.status == "sleeping":
             events = await self._events(task)
             if _claimed_with(events) == wake.position:  # its taker has put the task to sleep again
                 with suppress(InvalidInput):

@@ -32,15 +32,17 @@ EPSILON = 1e-6
 
 @dataclass
 class _Window:
-    """One budget in one window."""
+    """One budget in one window: what is lent by lease, and what the leases that are over have used. A lease may be lent
+    anew after it was settled: its holder was taken for dead, and had not heard of what it was lent before."""
 
-    leased: dict[str, float] = field(default_factory=dict)
-    settled: dict[str, float] = field(default_factory=dict)
+    open: dict[str, float] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    settled: float = 0.0
     assumed: bool = False
 
     @property
     def committed(self) -> float:
-        return total(self.settled.get(lease, amount) for lease, amount in self.leased.items())
+        return total([self.settled, *self.open.values()])
 
 
 class Audit:
@@ -84,7 +86,7 @@ class Audit:
     def assumed(self, scope: str, resource: str) -> bool:
         """Whether some of that is assumed, or still open: then it may be more than was spent."""
         found = [window for (name, kind, _), window in self._windows.items() if (name, kind) == (scope, resource)]
-        return any(window.assumed or window.leased.keys() - window.settled.keys() for window in found)
+        return any(window.assumed or window.open for window in found)
 
     def end(self) -> list[str]:
         """All that does not add up."""
@@ -99,9 +101,8 @@ class Audit:
 
     def _lend(self, lent: BudgetLeased, event: Event) -> None:
         window = self._windows.setdefault((lent.scope, lent.resource, lent.window), _Window())
-        if lent.lease in window.settled:
-            self.faults.append(f"{event.id}: lease {lent.lease} got more after it was settled")
-        window.leased[lent.lease] = total([window.leased.get(lent.lease, 0.0), lent.amount])
+        window.known.add(lent.lease)
+        window.open[lent.lease] = total([window.open.get(lent.lease, 0.0), lent.amount])
         if not lent.overrun and window.committed > lent.of + EPSILON:
             self.faults.append(
                 f"{event.id}: {window.committed:.9g} {lent.resource} of {lent.scope} are lent or spent in window "
@@ -110,12 +111,14 @@ class Audit:
 
     def _settle(self, settled: BudgetSettled, event: Event) -> None:
         window = self._windows.setdefault((settled.scope, settled.resource, settled.window), _Window())
-        lent = window.leased.get(settled.lease)
-        if lent is None or settled.lease in window.settled:
-            self.faults.append(f"{event.id}: lease {settled.lease} was settled {'twice' if lent else 'and never lent'}")
-        elif settled.used > lent + EPSILON:
+        lent = window.open.pop(settled.lease, None)
+        if lent is None:
+            how = "twice" if settled.lease in window.known else "and never lent"
+            self.faults.append(f"{event.id}: lease {settled.lease} was settled {how}")
+            return
+        if settled.used > lent + EPSILON:
             self.faults.append(f"{event.id}: lease {settled.lease} spent {settled.used:.9g} of {lent:.9g}")
-        window.settled.setdefault(settled.lease, settled.used)
+        window.settled = total([window.settled, settled.used])
         window.assumed = window.assumed or settled.assumed
 
     def _spend(self, event: Event, usage: Usage, began: float) -> None:

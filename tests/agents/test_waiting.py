@@ -102,7 +102,7 @@ async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says
         "ended": [False, False],
     }  # fmt: skip
     # Who put it to sleep again may acknowledge this wake at any time: the task is taken with another.
-    assert [subject for subject, _ in client.requests] == ["dspex.wake.p"] * 2
+    assert [subject for subject, _ in client.requests if "timer" not in subject] == ["dspex.wake.p"] * 2
 
 
 class Puller:
