@@ -187,7 +187,7 @@ class Plain:
         return reply.json
 
     async def control(
-        self, agent: str, verb: str, patience: float = 120.0, **body: object
+        self, agent: str, verb: str, patience: float = 300.0, **body: object
     ) -> dict[str, Any]:
         """What a supervisor or an agent is told, asked again until it is done; the answer, or the error in it."""
         deadline = time.monotonic() + patience

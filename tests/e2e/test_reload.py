@@ -15,6 +15,7 @@ from tests.e2e.running import Running, called, gone
 from tests.e2e.versions import Crowd, soon, write
 
 System = Callable[..., Running]
+pytestmark = pytest.mark.timeout(600)
 
 
 def agents(system: Running) -> set[int]:
@@ -36,13 +37,13 @@ async def test_reloads_under_load_lose_nothing_and_refuse_nobody(
         async with await system.plain() as plain, await system.plain() as teller:
             async with Crowd(plain) as crowd:
                 for version in range(1, reloads + 1):
-                    await crowd.more(20)
+                    await crowd.more(10)
                     write(file, version)
                     answer = await reload(teller)
-                    assert [it["program"] for it in answer["programs"]] == ["echo"], answer
+                    assert [it["program"] for it in answer.get("programs", ())] == ["echo"], answer
                     said = (await plain.ask("echo", {"n": 1})).json["version"]
                     assert said == version, "when it is done nobody begins with old code any more"
-                await crowd.more(20)
+                await crowd.more(10)
             assert not crowd.refused
             story = await plain.until_ended("echo", crowd.tasks)
             story.check_once("echo", crowd.tasks)
@@ -60,7 +61,7 @@ async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: Sy
     with systems((str(file), 2)) as system:
         async with await system.plain() as plain, await system.plain() as teller:
             async with Crowd(plain) as crowd:
-                await crowd.more(20)
+                await crowd.more(10)
                 slow = "\n    def setup(self) -> None:\n        import time; time.sleep(1.0)\n"
                 write(file, 1, slow)
                 await teller.fleet("echo")
@@ -68,8 +69,8 @@ async def test_a_supervisor_that_is_killed_in_the_middle_of_a_reload(systems: Sy
                 await soon(lambda: len(agents(system)) == 3)
                 os.kill(system.supervisor(), signal.SIGKILL)
                 answer = await asked  # it was asked again, and the new supervisor rolled over to what it had already
-                assert [it["program"] for it in answer["programs"]] == ["echo"], answer
-                await crowd.more(20)
+                assert [it["program"] for it in answer.get("programs", ())] == ["echo"], answer
+                await crowd.more(10)
             story = await plain.until_ended("echo")
             story.check_once("echo", crowd.tasks)
             assert (await plain.ask("echo", {"n": 1})).json["version"] == 1

@@ -8,12 +8,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.e2e.running import Running, called, gone
 from tests.e2e.versions import Crowd, soon, write
 
 from dspex.bus.server import Server
 
 System = Callable[..., Running]
+pytestmark = pytest.mark.timeout(600)
 
 
 def agents(system: Running) -> set[int]:
