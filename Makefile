@@ -7,7 +7,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python -m
 PIP  := $(RUN) pip --disable-pip-version-check -qq install
 
-.PHONY: demo test lint bench bench-short figures steps chaos soak clients workflows damage lock sbom clean
+.PHONY: demo test lint bench bench-short figures steps chaos soak clients workflows poison damage lock sbom clean
 
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
@@ -46,6 +46,9 @@ clients: $(VENV)/.test         ## 10,000 clients that ask at once
 
 workflows: $(VENV)/.test       ## 5,000 workflows while the server is killed every 5 to 40 s
 	$(VENV)/bin/python benchmarks/workflows.py $(ARGS)
+
+poison: $(VENV)/.test          ## tasks that kill their process, and agents killed from outside: who is set aside?
+	$(VENV)/bin/python benchmarks/poison.py $(ARGS)
 
 damage: $(VENV)/.test          ## a log damaged at 220 random places: noticed, named, restored?
 	$(VENV)/bin/python benchmarks/damage.py $(ARGS)

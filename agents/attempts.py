@@ -27,8 +27,9 @@ from dspex.agents.run import Run
 from dspex.agents.runner import Runner
 from dspex.agents.vault import Vault
 from dspex.agents.versions import Versions
-from dspex.agents.waiting import Woken
+from dspex.agents.waiting import Given, Woken
 from dspex.bus.client import Client
+from dspex.bus.pull import ACK
 from dspex.core import headers as h
 from dspex.core.codec import decode_commit, sealed_in
 from dspex.core.errors import DeadlineExceeded, InvalidInput, LogCorrupt, NotFound, TaskError
@@ -219,6 +220,11 @@ class Attempts:
             return False
         if other := self._versions.other(headers, state):
             await self._versions.hand_back(run, other, headers)
+            return False
+        if state.status == "sleeping" and not isinstance(run.delivery, Given):
+            self._heed_deadline(run, headers)
+            await self.endings.waiting.sleep_on(run.id, run.history, run.deadline)
+            self.client.acknowledge(run.delivery.message, ACK)
             return False
         last = run.history[-1].data if run.history else None
         if isinstance(last, TaskRetried) and last.until > logtime.now() and not isinstance(run.delivery, Woken):

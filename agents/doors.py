@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -120,6 +121,8 @@ class Doors:
     def _checked(self, request: Request) -> dict[str, str]:
         """The headers to be stored. Raises InvalidInput for what is no task, LimitExceeded and Unavailable for what
         cannot be taken now."""
+        if self._client is self._worker.client:  # and not in the loop's place
+            self._worker.pulse = time.monotonic()  # a loop with much to read does not stand still
         self._check_open()
         self._worker.backlog.check(len(request.data))
         headers = _forwarded(request)

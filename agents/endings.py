@@ -11,7 +11,7 @@ from dspex.agents import logtime
 from dspex.agents.guards import erase_entry
 from dspex.agents.results import Results
 from dspex.agents.run import Run
-from dspex.agents.waiting import Waiting
+from dspex.agents.waiting import TIMER_SLACK, Waiting
 from dspex.agents.writer import Superseded
 from dspex.bus.client import Client
 from dspex.bus.pull import ACK
@@ -33,8 +33,6 @@ DUPLICATE_WAIT = 60.0
 """Seconds that a duplicate's caller waits for the original's answer."""
 ERASE_AGAIN = 10.0
 """Seconds until a message that could not be erased is tried again."""
-TIMER_SLACK = 0.1
-"""Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 
 
 class Endings:

@@ -142,7 +142,7 @@ class Recorder:
         memory = remembered(history)
         self._known, self._until, self._shared = memory.records, memory.until, memory.shared
         self._tries, self._raised = memory.tries, dict[str, BaseException]()
-        self._in_flight: dict[str, Interrupted] = {}
+        self._in_flight: dict[str, tuple[str, Performing]] = {}
         self._asked: set[Future[Any]] = set()
         self._life = f"{memory.keys or attempt.id}/{memory.life}"
         self._seed = f"{memory.seed or attempt.id}/{memory.life}"
@@ -197,7 +197,7 @@ class Recorder:
                         self._break(error)
                     self._check()
                 if not call.read_only:
-                    self._in_flight[call.key] = Interrupted(call.key, call.name, performing.idempotency_key)
+                    self._in_flight[call.key] = call.name, performing
                 record = await self._act(call)
                 called = not (call.breaker and record.error == _NOT_CALLED)
                 usage = usage_of(call.cost, performing.spent, call.read_only) if called else None
@@ -427,7 +427,7 @@ class Recorder:
 
     def stop(self) -> list[Interrupted]:
         """The run goes no further, wherever it is. What was under way, and may have done something."""
-        found = list(self._in_flight.values())
+        found = [Interrupted(key, name, it.idempotency_key) for key, (name, it) in self._in_flight.items()]
         self.closed = True
         for asked in list(self._asked):  # a program in a thread, which cannot be cancelled itself
             asked.cancel()

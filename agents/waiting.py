@@ -12,6 +12,7 @@ import logging
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -41,6 +42,8 @@ __all__ = ["Given", "Waiting", "Woken", "times_of"]
 logger = logging.getLogger("dspex.agents")
 
 TRIES = 20
+TIMER_SLACK = 0.1
+"""Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 ENVELOPE = 4096
 """Bytes that a signal's commit takes beside its value, at most."""
 
@@ -127,18 +130,38 @@ class Waiting:
         foreign = entry.headers.get(h.CODE, code) != code
         if state.status != "sleeping" and not foreign and not await self._was_taken_with(task, wake):
             return None
+        if state.status == "sleeping":
+            events = await self._events(task)
+            if _claimed_with(events) == wake.position:  # its taker has put the task to sleep again
+                with suppress(InvalidInput):
+                    headers = {name.title(): value for name, value in entry.headers.items()}
+                    await self.sleep_on(task, events, h.deadline_of(headers, entry.time))
+                    return None
         return Woken(entry, wake)
+
+    async def sleep_on(self, task: str, events: Sequence[Event], deadline: float | None) -> None:
+        """A sleeping task was delivered again: whoever put it to sleep died before the acknowledgement, or that was
+        lost or late. It is not claimed by this delivery, for its acknowledgement may still be on its way, and then
+        nobody would bring the task back if we died. So its timer is set anew, and it is woken if it is due. Raises
+        LogError."""
+        times = [*times_of(events), *([] if deadline is None else [deadline])]
+        if times:
+            await self.arm(task, min(times))
+        if min(times, default=math.inf) < logtime.now() + TIMER_SLACK or await self.due(task, events) is not None:
+            await self.wake(task)
 
     async def _was_taken_with(self, task: str, wake: Delivery) -> bool:
         """Whether a task that does not sleep was claimed with this very wake: it comes again because its taker died or
         lost its connection. Any other wake is one too many. How often it was delivered says nothing: a server that was
         killed and a consumer with a new leader have forgotten that."""
-        entries = await self._log.read(aggregate("task", self._program, task))
-        events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
-        claims = [event.data for event in events if isinstance(event.data, TaskClaimed)]
-        if claims and claims[-1].wake:
-            return claims[-1].wake == wake.position
+        claimed_with = _claimed_with(await self._events(task))
+        if claimed_with:
+            return claimed_with == wake.position
         return wake.delivered > 1  # claimed with its submission, or by a version that wrote down no wake
+
+    async def _events(self, task: str) -> list[Event]:
+        entries = await self._log.read(aggregate("task", self._program, task))
+        return [event for entry in entries for event in decode_commit(entry.body, entry.position)]
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands by its last commit."""
@@ -299,6 +322,12 @@ def times_of(events: Sequence[Event]) -> list[float]:
     if events and isinstance(events[-1].data, TaskRetried):
         times.append(events[-1].data.until)
     return times
+
+
+def _claimed_with(events: Sequence[Event]) -> int:
+    """The wake that a task was claimed with last; 0 when it was none, or an older version wrote none down."""
+    claims = [event.data for event in events if isinstance(event.data, TaskClaimed)]
+    return (claims[-1].wake or 0) if claims else 0
 
 
 def _named(body: bytes) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class Worker:
             held.delivery = delivery  # ours already: the newer ack is the one that counts
             puller.release()
             return
-        now = time.monotonic()
+        self.pulse = now = time.monotonic()  # a loop with much to read does not stand still
         run = Run(self._seat, delivery, puller, self.name, now, now + self.program.timeout)
         self.running[position] = run
         run.task = asyncio.Task(self._work(run), loop=self._loop)  # past the factory: this is no branch

@@ -112,9 +112,13 @@ async def be_clients(url: str, count: int, rounds: int) -> None:
 
     async def connect(number: int) -> Asker:
         async with gate:
-            _, asker = await loop.create_connection(lambda: Asker(number), place.hostname, place.port)
-            await asker.ready
-            return asker
+            while True:  # a server that is busy hangs up on who does not say at once who he is
+                try:
+                    _, asker = await loop.create_connection(lambda: Asker(number), place.hostname, place.port)
+                    await asker.ready
+                    return asker
+                except OSError:
+                    await asyncio.sleep(0.2)
 
     askers = await asyncio.gather(*(connect(number) for number in range(count)))
     print("connected", flush=True)

@@ -33,6 +33,8 @@ SECURE = "secure"
 """The folder of identities in a data folder."""
 
 
+MAX_FILE = 1 << 20
+"""Bytes of a `dspex.toml`."""
 UNSHOWN = ("privacy.key", "nats", "credentials")
 """Settings whose wrong values are not shown."""
 MAX_SHOWN = 80
@@ -284,9 +286,11 @@ def load_settings(
     origin: dict[str, str] = {}
     path = file or Path(FILE)
     if path.is_file():
+        if path.stat().st_size > MAX_FILE:
+            raise ConfigurationError(f"{path} has {path.stat().st_size:,} bytes; {MAX_FILE:,} are allowed")
         try:
             values = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigurationError(f"{path}: {error}") from None
         origin = dict.fromkeys(values, str(path))
     elif file:

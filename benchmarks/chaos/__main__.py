@@ -23,7 +23,7 @@ from benchmarks.chaos.faults import FAULTS, MIXES
 from benchmarks.chaos.history import History
 from benchmarks.chaos.report import Found, judge, table
 
-SHORT = Options(tasks=400, seed=4, rate=40.0, every=(0.4, 1.0), agents=2, clients=4, faults=13)
+SHORT = Options(tasks=400, seed=4, rate=40.0, every=(0.8, 1.6), agents=2, clients=4, faults=9, most=9)
 CLASSES = "kill,stop,restart-server,full-disk,slow,clock,hostile,mixed,cluster-mixed"
 """What is run when nothing is named."""
 SHORT_FAULTS = (

@@ -40,7 +40,8 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What a campaign is run with: at least so many tasks and faults of each class; `every` is from how many to how
+    """What a campaign is run with: at least so many tasks and faults of each class, and at `most` so
+    many faults; `every` is from how many to how
     many seconds lie between two faults."""
 
     tasks: int = 1000
@@ -51,6 +52,7 @@ class Options:
     agents: int = 3
     clients: int = 12
     faults: int = 3
+    most: int = 1000
     patience: float = 90.0
     durability: str = "process"
 
@@ -185,7 +187,7 @@ async def _faults(
 
     async def run() -> None:
         await asyncio.sleep(CALM)
-        await unleash(target, schedule(names, options.seed, options.every), happened)
+        await unleash(target, schedule(names, options.seed, options.every, options.most), happened)
 
     async def until_sent() -> None:
         await sent.wait()

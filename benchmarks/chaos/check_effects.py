@@ -30,26 +30,35 @@ def recorded_once(seen: Evidence) -> Iterator[Violation]:
 
 
 def performed(seen: Evidence) -> Iterator[Violation]:
-    """What is recorded was performed; one key stands for one effect; and no attempt that began when an effect was
-    recorded performed it again. An attempt that had begun before may have been in the middle of it."""
+    """What is recorded was performed; one key stands for one effect; and no attempt that claimed its task behind the
+    record of an effect performed it again. One that had claimed it before may have been frozen in between."""
     by_key: dict[str, list[Performance]] = defaultdict(list)
     for each in seen.performances:
         by_key[each.key].append(each)
     for door in seen.told.tasks():
         if seen.expected(door.json, door.headers) is None:
             continue
-        for life, event in _records(seen.told.events(door.position)):
+        events = seen.told.events(door.position)
+        for life, event in _records(events):
             if event.data["name"] not in COUNTED:
                 continue
             done = by_key.get(idempotency_key(door.position, life, event.data["key"]), [])
             if not done:
                 yield Violation("performed", f"{event.data['key']} was recorded, and not performed", door.position)
-            for late in (one for one in done if one.began > event.time + seen.skew):
-                what = f"performed {late.at - event.time:.3f} s after its record, by an attempt that began behind it"
+            for late in (one for one in done if _claimed(events, one, seen.skew) > event.position):
+                what = f"performed {late.at - event.time:.3f} s after its record, by an attempt that claimed behind it"
                 yield Violation("performed", f"{event.data['key']} was {what}", door.position, event.position)
     for key, done in by_key.items():
         if len({each.value for each in done}) > 1:
             yield Violation("performed", f"two effects were performed under the key {key}")
+
+
+def _claimed(events: list[Event], one: Performance, skew: float) -> int:
+    """Where the claim of the attempt stands that performed this: before an effect leaves its process, it is in the
+    log."""
+    agent = f"/agents/{one.agent}"
+    claims = [event for event in events if event.type == "TaskClaimed" and event.source == agent]
+    return max((claim.position for claim in claims if claim.time <= one.at + skew), default=0)
 
 
 def repeats(seen: Evidence) -> int:

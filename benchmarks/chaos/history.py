@@ -38,10 +38,11 @@ class Op(msgspec.Struct, omit_defaults=True):
 
 
 class Performance(msgspec.Struct):
-    """An effect that was really performed: under which idempotency key, by which attempt that began when, and when."""
+    """An effect that was really performed: under which idempotency key, by which attempt of which agent, and when."""
 
     key: str
     value: str
+    agent: str
     attempt: str
     began: float
     at: float

@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Literal
 
 from dspex import Program, ProgramFailed, Schema, effect, idempotency_key, spend
@@ -19,7 +20,8 @@ _attempt: ContextVar[tuple[str, float]] = ContextVar("attempt", default=("", 0.0
 async def count(value: int) -> None:
     """Tell the counter that this effect is performed, and return when it has written that down."""
     attempt, began = _attempt.get()
-    line = {"key": idempotency_key(), "value": str(value), "attempt": attempt, "began": began}
+    agent = Path("/proc/self/comm").read_text().strip()  # noqa: ASYNC240 - no file of any disk
+    line = {"key": idempotency_key(), "value": str(value), "agent": agent, "attempt": attempt, "began": began}
     while True:
         try:
             reader, writer = await asyncio.open_unix_connection(COUNTER)

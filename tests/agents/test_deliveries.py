@@ -18,7 +18,7 @@ from dspex.agents.patience import Patience
 from dspex.bus.pull import ACK, NAK
 from dspex.core.codec import decode_commit
 from dspex.core.effects import branching
-from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted, TaskRetried
+from dspex.core.events import EffectRecorded, Event, Head, TaskClaimed, TaskCompleted, TaskRetried, TaskSleeping
 
 TASKS, STEPS = 3, 3
 DOOR = "dspex.task.counting"
@@ -138,7 +138,25 @@ async def test_a_planned_retry_that_is_delivered_again_waits_for_its_time() -> N
     await plan(head, time.time() - 1)
     deliver(worker, position, b'{"n": 0}', 2)
     await idle(worker)
-    assert len(book.performed) == STEPS
+    assert not book.performed and client.said == [ACK, ACK], "an old acknowledgement may end this delivery at any time"
+    assert client.requests[-1][0] == "dspex.wake.counting"
+
+
+async def test_a_sleeping_task_that_is_delivered_again_is_not_claimed_by_that() -> None:
+    """Whoever put it to sleep may acknowledge it any moment; then only its timer or a wake would bring it back."""
+    asyncio.get_running_loop().set_task_factory(branching)
+    log = SlowLog([0])
+    position = await log.store(DOOR, b'{"n": 0}', {})
+    name = f"task.counting.{position}"
+    asleep = [TaskClaimed(attempt=1, agent="dead", assignment=""), TaskSleeping(key="k", until=time.time() + 30)]
+    await log.append(name, events_for(name, Head(), asleep, source="/x", correlation="1"), Head())
+    worker = agent(Counting(), log)
+    client: Any = worker.client
+    deliver(worker, position, b'{"n": 0}', 2)
+    await idle(worker)
+    assert client.said == [ACK]
+    assert [subject for subject, _ in client.requests] == [f"dspex.timer.counting.{position}"]
+    assert len(log.known(name)) == 1, "nothing is written"
 
 
 @effect

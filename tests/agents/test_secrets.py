@@ -133,6 +133,16 @@ def test_settings_do_not_echo_what_may_be_a_secret(tmp_path: Path) -> None:
     assert CANARY not in str(raised.value)
 
 
+def test_settings_are_bounded_before_they_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "dspex.toml"
+    file.write_text("x = [" + "1, " * 400_000 + "]")
+    with pytest.raises(ConfigurationError, match=r"has 1,200,\d+ bytes; 1,048,576 are allowed"):
+        load_settings({}, file=file, environment={})
+    file.write_text("x = " + "[" * 100_000)
+    with pytest.raises(ConfigurationError):
+        load_settings({}, file=file, environment={})
+
+
 def test_addresses_are_shown_without_users() -> None:
     assert masked("nats://user:pa/ss@word@host:4222") == "nats://host:4222"
     assert masked("nats://a:b@one:1,tls://token@two:2,three:3") == "nats://one:1,tls://two:2,three:3"

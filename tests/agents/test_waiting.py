@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from msgspec import Raw
+from tests.agents.delivering import Client as Granting
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
@@ -78,7 +79,8 @@ async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says
     log = MemoryLog()
     task = str(await log.store("dspex.task.p", b"{}", {}))
     name, wake = f"task.p.{task}", json.dumps({"task": task}).encode()
-    waiting = Waiting(Client(), log, Subjects(), "p", "/agents/a", *nothing_private())  # type: ignore[arg-type]
+    client: Any = Granting()
+    waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
     step = EffectRecorded(key="k", name="step", digest="", result=Raw(b"1"))
     head, found = Head(), dict[str, list[bool]]()
     for what, payload in {
@@ -86,6 +88,7 @@ async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says
         "taken with another": TaskClaimed(attempt=2, agent="b", assignment="x", wake=8),
         "taken with it": TaskClaimed(attempt=3, agent="b", assignment="x", wake=9),
         "and on its way": step,
+        "asleep again": TaskSleeping(key="k2", until=1.0),
         "taken by an older version": TaskClaimed(attempt=4, agent="b", assignment="x"),
         "ended": TaskCompleted(output=Raw(b"1"), seconds=1.0),
     }.items():
@@ -95,8 +98,11 @@ async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says
         found[what] = [await waiting.woken(delivered(wake, times), "c") is not None for times in (1, 2)]
     assert found == {
         "asleep": [True, True], "taken with another": [False, False], "taken with it": [True, True],
-        "and on its way": [True, True], "taken by an older version": [False, True], "ended": [False, False],
+        "and on its way": [True, True], "asleep again": [False, False], "taken by an older version": [False, True],
+        "ended": [False, False],
     }  # fmt: skip
+    # Who put it to sleep again may acknowledge this wake at any time: the task is taken with another.
+    assert [subject for subject, _ in client.requests if "timer" not in subject] == ["dspex.wake.p"] * 2
 
 
 class Puller:

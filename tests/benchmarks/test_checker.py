@@ -62,7 +62,7 @@ class Book:
 
     def effect(self, task: int, place: str, value: int) -> tuple[str, dict[str, Any]]:
         now = float(len(self.rows))
-        self.performed.append(Performance(idempotency_key(task, 0, place), str(value), "a", now - 0.4, now - 0.3))
+        self.performed.append(Performance(idempotency_key(task, 0, place), str(value), CLAIM["agent"], "a", now - 0.4, now + 0.7))
         return "EffectRecorded", {"key": place, "name": "step", "digest": "d", "result": step(value)}
 
     def evidence(self) -> Evidence:
@@ -279,12 +279,16 @@ def never_performed(book: Book) -> None:
 
 def performed_again(book: Book) -> None:
     first = book.performed[0]
-    book.performed.append(Performance(first.key, first.value, "b", 50.0, 50.1))
+    done = json.loads(book.rows[4].body)[-1]
+    edit(book, 4, lambda batch: batch.pop())  # it did not end there
+    book.versions["task.chaos.3"] = 2
+    book.commit("task.chaos.3", ("TaskClaimed", {"attempt": 2, **CLAIM}), (done["type"], done["data"]))
+    book.performed.append(Performance(first.key, first.value, CLAIM["agent"], "b", 50.0, 50.1))
 
 
 def one_key_two_effects(book: Book) -> None:
     first = book.performed[0]
-    book.performed.append(Performance(first.key, "other", "b", first.began, first.at))
+    book.performed.append(Performance(first.key, "other", first.agent, "b", first.began, first.at))
 
 
 def attempt_left_out(book: Book) -> None:

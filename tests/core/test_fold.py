@@ -6,7 +6,14 @@ import pytest
 from msgspec import Raw
 
 from dspex.core.aggregates import (
-    FOLDS, AgentState, FleetState, InboxState, KeyState, LetterState, ProgramState, VariablesState,
+    FOLDS,
+    AgentState,
+    FleetState,
+    InboxState,
+    KeyState,
+    LetterState,
+    ProgramState,
+    VariablesState,
 )  # fmt: skip
 from dspex.core.breaker import BreakerState
 from dspex.core.doors import DoorsState

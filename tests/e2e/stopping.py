@@ -36,9 +36,15 @@ def plain(book: str) -> str:
     return "done"
 
 
-@effect(retry=Retry(attempts=3, backoff=1.6, factor=1, jitter=0))
+@effect(retry=Retry(attempts=2, backoff=1.6, factor=1, jitter=0))
 async def flaky(book: str) -> str:
     note(book, "try", idempotency_key())
+    raise ConnectionError("the line is down")
+
+
+@effect(retry=Retry(attempts=3, backoff=100.0, jitter=0))
+async def patient(book: str) -> str:
+    note(book, "try")
     raise ConnectionError("the line is down")
 
 
@@ -69,7 +75,7 @@ class Loop(Program):
 
     timeout = 50.0
     concurrency = 2
-    retry = Retry(attempts=5, backoff=40.0, jitter=0, on=(KeyError,))
+    retry = Retry(attempts=5, backoff=100.0, jitter=0, on=(KeyError,))
 
     class Input(_Input):
         pass
@@ -85,6 +91,8 @@ class Loop(Program):
                 await plain(input.book)
             case "flaky":
                 await flaky(input.book)
+            case "patient":
+                await patient(input.book)
             case "busy":
                 await busy(input.book)
             case "http":

@@ -95,7 +95,7 @@ def test_the_commands_work_as_the_console(
     for arguments in (
         ("ask", "work", "text=a"), ("result", task), ("score", task, "0.5"), ("tasks",),
         ("events", task), ("vars", "work"), ("verify",), ("export", "out.db"), ("limits", "set", "work", "rate=1000/s"),
-        ("limits", "ls"), ("limits", "clear", "work"), ("cost", "--json"), ("breakers", "ls"), ("dlq", "ls"),
+        ("limits", "ls"), ("limits", "clear", "work"), ("cost", "--json"), ("breakers", "ls"), ("dlq", "ls"), ("scale", "work", "2"),
     ):  # fmt: skip
         ran = shell(*arguments)
         assert (ran.code, ran.err) == (0, ""), (arguments, ran.out, ran.err)
