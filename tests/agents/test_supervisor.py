@@ -228,6 +228,18 @@ def test_told_twice_it_hurries(family: Callable[..., Family]) -> None:
     assert one.process.wait(20) == 0
 
 
+def test_ctrl_c_from_the_terminal_and_from_the_parent_is_told_once(family: Callable[..., Family]) -> None:
+    one = family("stubborn", grace=60.0)
+    one.event("all-serving")
+    one.process.send_signal(signal.SIGINT)
+    one.wait_for(lambda lines: {"ignored": "stubborn-0"} in lines)
+    one.process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.process.wait(3)
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(60) == 0
+
+
 def test_a_crash_loop_does_not_keep_it_from_stopping(family: Callable[..., Family]) -> None:
     one = family("crash", "serve")
     one.event("crashed", 4)
