@@ -14,7 +14,7 @@ from dspex.agents import keys, logtime
 from dspex.agents.assignments import Assignments, Instances
 from dspex.agents.endings import ENVELOPE, Endings
 from dspex.agents.failures import failed, retried
-from dspex.agents.fates import PATIENCE, Fates
+from dspex.agents.fates import PATIENCE
 from dspex.agents.forking import begin_fork
 from dspex.agents.guards import can_erase
 from dspex.agents.isolation import ELSEWHERE, Isolation
@@ -75,7 +75,7 @@ class Attempts:
         self.assignment = program.assignment.hash
         self.assignments, self._instances = assignments, Instances(program, assignments)
         self._versions, self._cancelled, self._done, self._limits = versions, cancelled, done, limits
-        self._isolation, self._fates = isolation, Fates(log, program.name)
+        self._isolation, self._fates = isolation, endings.waiting.fates
 
     async def attempt(self, run: Run) -> None:
         """Work on a task until it has ended, sleeps, or is somebody else's. Raises LogError, ConnectionFailed and

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from dspex.core.codec import decode_commit
-from dspex.core.events import AgentCrashed, AgentStopped, Event
+from dspex.core.events import AgentCrashed, AgentStarted, AgentStopped, Event
 from dspex.core.ports import Log
 from dspex.core.subjects import aggregate
 
@@ -38,6 +38,12 @@ class Fates:
             if time.monotonic() >= until:
                 return None
             await asyncio.sleep(LOOK)
+
+    async def is_over(self, agent: str, claimed_at: int) -> bool:
+        """Whether the process of an agent that had claimed something at a position has ended, however. Another one of
+        its name begins only when it has. Raises LogError."""
+        ends = (AgentCrashed, AgentStopped, AgentStarted)
+        return any(e.position > claimed_at and isinstance(e.data, ends) for e in await self._events(agent))
 
     async def _events(self, agent: str) -> list[Event]:
         now = time.monotonic()

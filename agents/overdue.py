@@ -1,7 +1,9 @@
-"""Wakes sleeping tasks whose timer is gone: its stream was lost, or came back older than it was.
+"""Wakes tasks whose timer or wake is gone: its stream was lost, or came back older than it was, or an acknowledgement
+that was late took it away from whoever held it.
 
 Timers are the server's. What the log says of a sleeping task is in the archive's views, so whoever sleeps past his time
-is found there and woken. One wake too many changes nothing: an agent looks at the task before it takes it.
+is found there and woken, and so is who was woken and neither ends nor sleeps again. One wake too many changes nothing:
+an agent looks at the task, and at who holds it, before it takes it.
 """
 
 from __future__ import annotations
@@ -56,17 +58,23 @@ class Overdue:
     async def once(self, late: float = LATE) -> int:
         """Wake who should have been woken more than `late` seconds ago; how many. Raises LogError, Unavailable."""
 
-        def work(views: Views, _: sqlite3.Connection) -> dict[str, list[str]]:
-            return overdue(views, time.time() - late, PAGE)
+        def work(views: Views, _: sqlite3.Connection) -> list[dict[str, list[str]]]:
+            return [overdue(views, time.time() - late, PAGE, claimed=claimed) for claimed in (False, True)]
 
+        asleep, woken = await self._projecting.with_views(work)
+        return await self._wake(asleep, logging.WARNING, "slept past their time") + await self._wake(
+            woken, logging.DEBUG, "were woken and have not ended"
+        )
+
+    async def _wake(self, found: dict[str, list[str]], level: int, why: str) -> int:
         count = 0
-        for program, tasks in (await self._projecting.with_views(work)).items():
+        for program, tasks in found.items():
             if await self._wakes_wait(program):
                 continue  # nobody takes them now: one more for each would only heap up
             objects = NatsObjects(self._client, self._subjects, program=program)
             vault = Vault(NatsKeys(self._client, self._subjects), objects)
             waiting = Waiting(self._client, self._log, self._subjects, program, self._source, vault, Guard())
-            logger.warning("%d tasks of %s slept past their time: they are woken now", len(tasks), program)
+            logger.log(level, "%d tasks of %s %s: they are woken now", len(tasks), program, why)
             for start in range(0, len(tasks), AT_ONCE):
                 await asyncio.gather(*(waiting.wake(task) for task in tasks[start : start + AT_ONCE]))
             count += len(tasks)
@@ -75,4 +83,4 @@ class Overdue:
     async def _wakes_wait(self, program: str) -> bool:
         stream, consumer = self._subjects.timers(program), consumer_name(program, "wake")
         info = await jetstream_api(self._client, f"CONSUMER.INFO.{stream}.{consumer}")
-        return "error" in info or bool(info["num_pending"] or info["num_ack_pending"])
+        return "error" in info or bool(info["num_pending"])

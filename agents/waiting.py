@@ -20,6 +20,7 @@ import msgspec
 
 from dspex.agents import keys, logtime
 from dspex.agents.cancelling import CANCEL, Cancelling
+from dspex.agents.fates import Fates
 from dspex.agents.guards import can_erase, erase_entry
 from dspex.agents.journal import events_for, head_of
 from dspex.agents.owners import same_tenant
@@ -42,6 +43,8 @@ __all__ = ["Given", "Waiting", "Woken", "times_of"]
 logger = logging.getLogger("dspex.agents")
 
 TRIES = 20
+LOOK_AGAIN = 10.0
+"""Seconds until a task is looked at again that was woken while it was at work elsewhere."""
 TIMER_SLACK = 0.1
 """Seconds by which the server's clock may be ahead of ours when it fires a timer."""
 ENVELOPE = 4096
@@ -80,6 +83,7 @@ class Waiting:
         self._client, self._log, self._subjects = client, log, subjects
         self._vault, self._guard = vault, guard
         self._program, self._source = program, source
+        self.fates = Fates(log, program)
         self._cancelling = Cancelling(client, log, subjects, program, source)
         self._inboxes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -129,7 +133,7 @@ class Waiting:
                 await erase_entry(self._log, self._client, self._subjects, entry.position)
             return None
         foreign = entry.headers.get(h.CODE, code) != code
-        if state.status != "sleeping" and not foreign and not await self._was_taken_with(task, wake):
+        if state.status != "sleeping" and not foreign and not await self._may_take_over(task, wake):
             return None
         if state.status == "sleeping":
             events = await self._events(task)
@@ -151,14 +155,24 @@ class Waiting:
         if min(times, default=math.inf) < logtime.now() + TIMER_SLACK or await self.due(task, events) is not None:
             await self.wake(task)
 
-    async def _was_taken_with(self, task: str, wake: Delivery) -> bool:
-        """Whether a task that does not sleep was claimed with this very wake: it comes again because its taker died or
-        lost its connection. Any other wake is one too many. How often it was delivered says nothing: a server that was
-        killed and a consumer with a new leader have forgotten that."""
-        claimed_with = _claimed_with(await self._events(task))
-        if claimed_with:
-            return claimed_with == wake.position
-        return wake.delivered > 1  # claimed with its submission, or by a version that wrote down no wake
+    async def _may_take_over(self, task: str, wake: Delivery) -> bool:
+        """Whether a task that does not sleep is to be taken with this wake: it was claimed with this very one, which
+        comes again because its taker died or lost its connection; or the log says that its taker has ended. How often
+        it was delivered says nothing: a server that was killed and a consumer with a new leader have forgotten that.
+
+        Otherwise it is at work elsewhere, and this wake is one too many, as far as one can know. An acknowledgement
+        that is late may have taken away the one that its taker holds, so it is looked at again after a while."""
+        claims = [event for event in await self._events(task) if isinstance(event.data, TaskClaimed)]
+        if not claims:
+            return wake.delivered > 1
+        claim, at = claims[-1].data, claims[-1].position
+        assert isinstance(claim, TaskClaimed)
+        if claim.wake == wake.position or (not claim.wake and wake.delivered > 1):
+            return True  # without a wake: claimed with its submission, or by a version that wrote down no wake
+        if await self.fates.is_over(claim.agent, at):
+            return True
+        await self.arm(task, logtime.now() + LOOK_AGAIN)
+        return False
 
     async def _events(self, task: str) -> list[Event]:
         entries = await self._log.read(aggregate("task", self._program, task))

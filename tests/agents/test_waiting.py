@@ -13,6 +13,7 @@ from tests.agents.delivering import Client as Granting
 from tests.agents.delivering import nothing_private
 
 from dspex.agents import worker as module
+from dspex.agents.fates import Fates
 from dspex.agents.journal import events_for
 from dspex.agents.limits import Limits
 from dspex.agents.link import link_pair
@@ -22,7 +23,7 @@ from dspex.agents.writer import Superseded
 from dspex.bus.pull import ACK, Delivery
 from dspex.bus.wire import Message
 from dspex.core.errors import ConnectionFailed
-from dspex.core.events import EffectRecorded, Head, TaskClaimed, TaskCompleted, TaskSleeping
+from dspex.core.events import AgentCrashed, EffectRecorded, Head, TaskClaimed, TaskCompleted, TaskSleeping
 from dspex.core.ports import Appended
 from dspex.core.subjects import Subjects
 from dspex.store.memory import MemoryLog
@@ -103,6 +104,25 @@ async def test_a_wake_is_for_a_task_that_was_taken_with_it_however_often_it_says
     }  # fmt: skip
     # Who put it to sleep again may acknowledge this wake at any time: the task is taken with another.
     assert [subject for subject, _ in client.requests if "timer" not in subject] == ["dspex.wake.p"] * 2
+
+
+async def test_a_wake_for_a_task_at_work_elsewhere_is_looked_at_again_and_takes_it_when_its_process_has_ended() -> None:
+    """An acknowledgement that came late may have taken away the wake that the other one holds."""
+    log = MemoryLog()
+    task = str(await log.store("dspex.task.p", b"{}", {}))
+    client: Any = Granting()
+    waiting = Waiting(client, log, Subjects(), "p", "/agents/a", *nothing_private())
+    claim = TaskClaimed(attempt=2, agent="p-1", assignment="x", wake=8)
+    name, wake = f"task.p.{task}", json.dumps({"task": task}).encode()
+    asleep = [TaskSleeping(key="k", until=1.0), claim]
+    await log.append(name, events_for(name, Head(), asleep, source="/agents/b"), Head())
+    assert await waiting.woken(delivered(wake), "c") is None
+    assert [subject for subject, _ in client.requests] == [f"dspex.timer.p.{task}"]
+    crashed = events_for("agent.p.p-1", Head(), [AgentCrashed(pid=1, reason="SIGKILL")], source="/s")
+    await log.append("agent.p.p-1", crashed, Head())
+    waiting.fates = Fates(log, "p")  # what was read of the log is kept for a moment
+    woken = await waiting.woken(delivered(wake), "c")
+    assert woken is not None and not woken.asleep and woken.wake == 9
 
 
 class Puller:

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 from tests.store.histories import ALL, SUBJECTS, WORDS, apply, commit, door, dump, history
 
 from dspex.core.codec import events_of
 from dspex.core.errors import InvalidInput, Unavailable
-from dspex.core.events import Event, TaskClaimed, TaskCompleted
+from dspex.core.events import AttemptDied, Event, Payload, TaskClaimed, TaskCompleted, TaskSleeping
 from dspex.core.find import TaskQuery, TaskRow
 from dspex.core.ports import Entry
 from dspex.core.task import TaskState, fold
+from dspex.store.due import DUE, WOKEN_FOR, overdue
 from dspex.store.finding import find, mentions_of
 from dspex.store.projections import DROPPED, Views
 from dspex.store.tasks import MAX_WORDS, Tasks, words_of
@@ -315,3 +317,24 @@ def test_a_search_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_known_of_a_task_has_no_more_fields_than_its_page_says() -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
     assert [name for name in TaskRow.__struct_fields__ if f"`{name}`" not in page] == []
+
+
+def test_a_task_that_was_woken_is_due_until_it_ends_or_sleeps_again() -> None:
+    claim = TaskClaimed(attempt=2, agent="p-1", assignment="x", wake=9)
+    first = TaskClaimed(attempt=1, agent="p-1", assignment="x")
+    sleeping, died = TaskSleeping(key="k", until=5.0), AttemptDied(attempt=2, agent="p-1", reason="SIGKILL")
+    far = time.time() + 10 * WOKEN_FOR
+
+    def due(*events: Payload) -> tuple[bool, bool]:
+        with Views(None, [DUE], epoch="e") as views:
+            apply(views, [commit(8 + n, "task.p.7", n, event) for n, event in enumerate(events)], 1)
+            asleep, woken = (overdue(views, far, 10, claimed=claimed) for claimed in (False, True))
+            assert all(found in ({}, {"p": ["7"]}) for found in (asleep, woken))
+            return bool(asleep), bool(woken)
+
+    assert due(first) == (False, False), "its submission brings it back"
+    assert due(first, sleeping) == (True, False)
+    assert due(first, sleeping, claim) == (False, True)
+    assert due(first, sleeping, claim, died) == (False, True), "whoever wrote that may die before the claim"
+    assert due(first, sleeping, claim, sleeping) == (True, False)
+    assert due(first, sleeping, claim, TaskCompleted(output=Raw(b"1"), seconds=1.0)) == (False, False)
