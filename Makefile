@@ -12,8 +12,8 @@ PIP  := $(RUN) pip --disable-pip-version-check -qq install
 demo: $(VENV)/.examples        ## the main job on real input: no key, no network
 	$(RUN) dspex demo $(ARGS)
 
-test: $(VENV)/.test            ## the whole suite, two files at a time; it starts its own servers
-	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.test            ## the whole suite, three files at a time; it starts its own servers
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.lint            ## ruff, mypy --strict, the import order
 	$(RUN) ruff check .

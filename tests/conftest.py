@@ -22,6 +22,17 @@ from tests.clusters import Cluster  # noqa: E402  (assertions first)
 
 from dspex.bus.server import Server  # noqa: E402
 
+LONG = {
+    "test_soak", "test_chaos", "test_cluster", "test_reload", "test_resize", "test_limits", "test_poison", "test_upkeep",
+    "test_clients", "test_workflows", "test_least_privilege", "test_secured_private", "test_rules_reload",
+    "test_fuzzed_doors", "test_breakers", "test_backpressure", "test_stopping", "test_letters",
+}  # fmt: skip
+"""Files that take longest. They begin first, so that nobody waits for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -69,7 +69,7 @@ def test_a_wrong_question_is_told(system: Shell, arguments: list[str], code: int
 
 def test_a_view_is_dropped_and_made_again(system: Shell, scored: str) -> None:
     assert {row["view"]: row["state"] for row in system("views", "--json").lines} == {
-        "tasks": "follows", "text": "follows", "snapshots": "follows", "due": "follows"
+        "costs": "follows", "tasks": "follows", "text": "follows", "snapshots": "follows", "due": "follows"
     }  # fmt: skip
     dropped = system("views", "drop", "text", "--json").lines
     assert [row["lag"] for row in dropped if row["view"] == "text"] == [None]

@@ -120,11 +120,12 @@ def test_without_the_master_key_nothing_opens(vetting: Keyed) -> None:
     ran = Shell.__call__(vetting, "replay", task, env={"VETTING_KEY": "x" * 40})
     assert "it is sealed with another master key" in ran.out + ran.err
     ran = Shell.__call__(vetting, "replay", task)
-    assert (ran.code, "leads to nothing that can be read" in ran.err) == (2, True)
+    assert "[privacy] key leads to nothing that can be read" in ran.out + ran.err
+    assert SECRET not in ran.out + ran.err
 
 
 def test_a_system_does_not_start_without_its_master_key(tmp_path: Path) -> None:
     (tmp_path / "vet.py").write_text(PROGRAM)
     (tmp_path / "dspex.toml").write_text('[privacy]\nkey = "env:NOBODY_SET_THIS"\n')
     ran = Shell(tmp_path)("up", "vet.py")
-    assert (ran.code, "[privacy] key = 'env:NOBODY_SET_THIS' leads to nothing" in ran.err) == (2, True)
+    assert (ran.code, "[privacy] key leads to nothing" in ran.err and "env:NOBODY_SET_THIS" in ran.err) == (2, True)

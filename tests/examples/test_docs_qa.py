@@ -45,7 +45,7 @@ def test_the_defaults_answer_most_questions(pages: Path) -> None:
 
 def test_the_defaults_answer_most_questions_from_all_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSPEX_DOCS", raising=False)
-    assert accuracy(QABot()) > 0.7
+    assert accuracy(QABot()) > 0.6
 
 
 def test_a_setting_matters(pages: Path) -> None:
