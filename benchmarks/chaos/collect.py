@@ -53,7 +53,7 @@ async def long_task(plain: Plain) -> None:
     await plain.final(PROGRAM, task, patience=120)
     aggregate, found = f"task.{PROGRAM}.{task}", {}
     for to in (LONG // 2, LONG):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             query = json.dumps({"aggregate": aggregate, "to": to}).encode()
             try:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS = "cluster-stream-leader+cluster-minority+cluster-resets"
 
 
+@pytest.mark.slow  # three servers and their elections take minutes: pytest -m slow tests/e2e/test_cluster.py
 @pytest.mark.timeout(900)
 def test_no_promise_is_broken_while_a_cluster_loses_its_leader_and_its_links() -> None:
     command = [
