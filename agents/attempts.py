@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from dspex.agents import keys, logtime
 from dspex.agents.assignments import Assignments, Instances
@@ -40,6 +41,7 @@ from dspex.core.events import (
     TaskCompleted,
     TaskDeadLettered,
     TaskDuplicate,
+    TaskFailed,
     TaskRetried,
 )
 from dspex.core.ports import Appended, Log
@@ -153,6 +155,8 @@ class Attempts:
             return
         except TaskError as error:
             payload = self._retry(run, error) or failed(error, time.perf_counter() - started)
+            if isinstance(payload, TaskFailed) and run.erase and not run.exposed:
+                payload = replace(payload, tenant=self.subjects.tenant_of(run.delivery.subject))
         else:
             payload = TaskCompleted(output=Raw(output), seconds=round(time.perf_counter() - started, 6))
         if not run.abandoned:

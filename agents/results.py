@@ -17,8 +17,8 @@ from dspex.core import headers as h
 from dspex.core.aggregates import FOLDS, LetterState
 from dspex.core.codec import NOT_JSON, decode_commit
 from dspex.core.errors import Forgotten, InvalidInput, NotFound, TaskError, task_error
-from dspex.core.events import Event, Held, KeyBound, Payload, TaskForgotten
-from dspex.core.ports import Entry, Log
+from dspex.core.events import Event, Held, KeyBound, Payload, TaskFailed, TaskForgotten
+from dspex.core.ports import Log
 from dspex.core.subjects import Subjects, aggregate
 from dspex.core.task import TaskState, fold
 
@@ -92,14 +92,14 @@ class Results:
         if kind == "task":
             position = int(name) if len(name) < 19 else 0
             entry = await self.log.entry(position) if position > 0 else None
-            if entry is None and position > 0:  # its message may be gone because its input was private
-                entry = await self._kept(str(position))
-            if entry is None and 0 < position <= await self.log.head():
-                raise forgotten(self._program, name)
-            if (
-                entry is None or self._subjects.door_of(entry.subject) != ("task", self._program)
-                or not may_see(asker, self._subjects.tenant_of(entry.subject))
-            ):  # fmt: skip
+            if entry is not None:
+                ours = self._subjects.door_of(entry.subject) == ("task", self._program)
+                owner = self._subjects.tenant_of(entry.subject) if ours else None
+            else:  # its message may be gone because its input was private
+                owner = await self._owner(str(position)) if position > 0 else None
+                if owner is None and 0 < position <= await self.log.head():
+                    raise forgotten(self._program, name)
+            if owner is None or not may_see(asker, owner):
                 raise NotFound(f"{self._program} has no task {name[:40]}", task=name if entry is None else None)
             return str(position)
         entry = await self.log.last(key_aggregate(self._program, name, asker))
@@ -109,11 +109,16 @@ class Results:
         assert isinstance(bound, KeyBound)
         return bound.task
 
-    async def _kept(self, task: str) -> Entry | None:
-        """The submission of a task as its own events keep it."""
+    async def _owner(self, task: str) -> str | None:
+        """The account that submitted a task ("" on a system open to all), as its own events keep it; None when they
+        don't."""
         entries = await self.log.read(aggregate("task", self._program, task))
         events = [event for entry in entries for event in decode_commit(entry.body, entry.position)]
-        return submission_of(task, events, self._subjects)
+        submission = submission_of(task, events, self._subjects)
+        if submission is not None:
+            return self._subjects.tenant_of(submission.subject)
+        kept = [event.data.tenant for event in events if isinstance(event.data, TaskFailed)]
+        return next((tenant for tenant in kept if isinstance(tenant, str)), None)
 
     async def state(self, task: str) -> TaskState:
         """Where a task stands now, from its last commit: enough to tell whether and how it ended."""

@@ -214,7 +214,8 @@ class TaskCompleted(Payload, frozen=True, kw_only=True):
 
 class TaskFailed(Payload, frozen=True, kw_only=True):
     """The task ended without an output. `code`, `type` and `message` are what the client is told; `detail` is for
-    the program's author: the exception's own words and where it was raised."""
+    the program's author: the exception's own words and where it was raised. `tenant` is the account that submitted it,
+    when its message is erased and nothing else of it is kept."""
 
     code: int
     type: str
@@ -222,6 +223,7 @@ class TaskFailed(Payload, frozen=True, kw_only=True):
     detail: str = ""
     seconds: float = 0.0
     held: Held | UnsetType = UNSET
+    tenant: str | UnsetType = UNSET
 
 
 class TaskDuplicate(Payload, frozen=True, kw_only=True):

@@ -112,7 +112,10 @@ ONE_OF_EACH: dict[type[Payload], st.SearchStrategy[Any]] = {
     TaskSleeping: st.builds(TaskSleeping, key=text, until=st.none() | seconds, signal=text),
     TaskRetried: st.builds(TaskRetried, retry=number, type=text, message=text, until=seconds, clean=st.booleans(), held=maybe),
     TaskCompleted: st.builds(TaskCompleted, output=raw, seconds=seconds, held=maybe),
-    TaskFailed: st.builds(TaskFailed, code=number, type=text, message=text, detail=text, seconds=seconds, held=maybe),
+    TaskFailed: st.builds(
+        TaskFailed, code=number, type=text, message=text, detail=text, seconds=seconds, held=maybe,
+        tenant=st.just(UNSET) | text,
+    ),
     TaskDuplicate: st.builds(TaskDuplicate, of=text, key=text),
     TaskDeadLettered: st.builds(TaskDeadLettered, attempts=number, reason=text),
     InputSealed: st.builds(InputSealed, input=raw, held=held, stored=seconds, headers=st.dictionaries(text, text, max_size=2)),

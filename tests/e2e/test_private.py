@@ -111,6 +111,8 @@ async def test_nothing_private_is_on_disk_whatever_the_door(systems: Launch, tmp
         with pytest.raises(InvalidInput):
             await caller.result("vetting", wrong)
         await erased(caller, wrong)
+        with pytest.raises(InvalidInput):
+            await caller.result("vetting", wrong)
 
         shown = [event async for event in caller.events()]
         assert WORD.decode() not in json.dumps(shown)
